@@ -1,0 +1,68 @@
+// One rank's worker: model, KV memory, threads; executes Steps.
+//
+// Owns the model's weights, the KV pools and the thread pool. All calls come from one thread, the scheduler's.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "engine/sampler.h"
+#include "model/model.h"
+
+namespace plait {
+
+struct EngineOptions {
+  std::string model_path;                // folder or hub id
+  boost::json::object config_overrides;  // --json-model-override-args
+  bool dummy_weights = false;            // --load-format dummy
+  std::string dtype = "auto";            // auto | bfloat16 | float32: activations
+  kernels::Implementation implementation = kernels::Implementation::kFast;
+  int threads = 0;                    // 0: one per usable core
+  int64_t page_tokens = 16;           // --page-size
+  double mem_fraction_static = 0.85;  // of the memory that is available at start, for weights + KV
+  int64_t max_total_tokens = 0;       // --max-total-tokens: KV capacity; 0: from memory
+  int64_t max_running_requests = 256;
+  int64_t chunked_prefill_tokens = 2048;  // most rows of a step
+  int64_t context_tokens = 0;             // --context-length; 0: max_position_embeddings
+};
+
+// What memory goes to, decided and printed before serving.
+struct MemoryPlan {
+  size_t available_bytes = 0;
+  size_t weight_bytes = 0;
+  size_t kv_bytes = 0;
+  size_t scratch_bytes = 0;
+  int64_t kv_tokens = 0;
+  int64_t kv_pages = 0;
+  std::string to_string() const;  // a small table
+};
+
+// What the scheduler drives; a fake stands in for it in scheduler tests.
+class StepExecutor {
+ public:
+  virtual ~StepExecutor() = default;
+  // rows.size() == step.logit_rows.size(), in that order.
+  virtual std::vector<SampledToken> execute(const Step& step, std::span<const SamplingRow> rows) = 0;
+  virtual int64_t kv_pages() const = 0;
+  virtual int64_t page_tokens() const = 0;
+};
+
+class Engine : public StepExecutor {
+ public:
+  // Loads the checkpoint (or dummy weights), plans memory, allocates the pools and runs a first step. Progress goes to
+  // the log and, on a terminal, to a bar. kExhausted if the weights and one page of KV do not fit; the message holds
+  // the table and says which flag to lower.
+  static Result<std::unique_ptr<Engine>> create(const EngineOptions& options);
+
+  virtual const ModelConfig& config() const = 0;
+  virtual const MemoryPlan& memory_plan() const = 0;
+  virtual Model& model() = 0;
+  virtual ThreadPool& pool() = 0;
+  virtual int64_t context_tokens() const = 0;  // longest sequence that is accepted
+};
+
+}  // namespace plait

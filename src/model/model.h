@@ -1,0 +1,79 @@
+// A model on one rank: weights and the forward pass.
+//
+// Made empty from a configuration, filled by the loader through weight_requests(), then const in effect: forward()
+// changes only the KV memory it is given and scratch. One thread (the rank's own) calls forward; it uses the context's
+// thread pool.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "checkpoint/model_config.h"
+#include "checkpoint/weight_loader.h"
+#include "kernels/context.h"
+#include "model/kv_spec.h"
+#include "model/step.h"
+#include "tensor/matrix.h"
+
+namespace plait {
+
+// KV memory of one rank, as the model sees it: for each component of its KvSpec a block of memory
+// [layers, pages, page_tokens / tokens_per_row, row_width] (per-token kinds).
+struct KvMemory {
+  struct Component {
+    std::byte* data = nullptr;
+    int64_t layer_stride_bytes = 0;
+  };
+  std::vector<Component> components;
+  int64_t page_tokens = 0;
+  int64_t pages = 0;
+};
+
+// Sees intermediate values of a forward pass. For tests and, later, for returning routed experts.
+class ForwardObserver {
+ public:
+  virtual ~ForwardObserver() = default;
+  virtual void layer_input(int64_t /*layer*/, ConstRows /*hidden [rows, hidden]*/) {}
+  virtual void final_hidden(ConstRows /*after the final norm [rows, hidden]*/) {}
+  virtual void routed_experts(int64_t /*layer*/, std::span<const int32_t> /*ids [rows, k]*/, int64_t /*k*/) {}
+};
+
+struct ModelOptions {
+  kernels::Implementation implementation = kernels::Implementation::kFast;
+  kernels::Activation activation = kernels::Activation::kBFloat16;
+};
+
+// What a step must read and compute at least; `plait bench` divides by it.
+struct StepCost {
+  double weight_bytes = 0;  // each matrix once, each routed expert that got a row once
+  double kv_bytes = 0;
+  double flops = 0;
+};
+
+class Model {
+ public:
+  virtual ~Model() = default;
+
+  virtual const ModelConfig& config() const = 0;
+  virtual std::vector<WeightRequest> weight_requests() = 0;
+  // Call once after loading: derives what is computed from weights (absorbed matrices).
+  virtual Status finish_loading() = 0;
+  virtual size_t weight_bytes() const = 0;
+  virtual KvSpec kv_spec() const = 0;
+  // Scratch that a step of `rows` rows needs at most, with contexts of up to `context_tokens`, for the memory plan.
+  virtual size_t scratch_bytes(int64_t rows, int64_t context_tokens) const = 0;
+
+  // logits: [step.logit_rows.size(), vocab_size]. `observer` may be nullptr.
+  virtual void forward(const kernels::Context& context, const Step& step, const KvMemory& kv, Rows logits,
+                       ForwardObserver* observer) = 0;
+  // `distinct_experts`: experts with at least one row, summed over layers (0: estimated for uniform routing).
+  virtual StepCost cost(const Step& step, int64_t distinct_experts) const = 0;
+};
+
+// Any of the families in ModelConfig. Errors: kUnsupported.
+Result<std::unique_ptr<Model>> make_model(const ModelConfig& config, const ModelOptions& options);
+
+}  // namespace plait

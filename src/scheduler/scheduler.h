@@ -1,0 +1,70 @@
+// Decides what runs in each step: admission, chunked prefill, continuous batching, prefix cache, retraction.
+//
+// One thread calls run(); submit, abort, flush_cache, load and stop may be called from any thread. Outputs are
+// delivered on the run() thread through the sink. While nothing is to do, run() sleeps: an idle engine uses no CPU.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "scheduler/request.h"
+
+namespace plait {
+
+enum class SchedulePolicy { kFirstCome, kPriority };  // --schedule-policy fcfs | priority
+
+struct SchedulerOptions {
+  int64_t max_running_requests = 256;
+  int64_t max_queued_requests = 4096;     // submit() refuses beyond; 0: no limit
+  int64_t chunked_prefill_tokens = 2048;  // most prompt tokens of a step, over all requests
+  bool radix_cache = true;                // --disable-radix-cache clears it
+  SchedulePolicy policy = SchedulePolicy::kFirstCome;
+  int64_t context_tokens = 0;  // longest prompt + output
+};
+
+// A snapshot for /get_load, /metrics and the log.
+struct SchedulerLoad {
+  int64_t running = 0;
+  int64_t queued = 0;
+  int64_t kv_tokens = 0;            // capacity
+  int64_t kv_used_tokens = 0;       // held by running requests
+  int64_t kv_evictable_tokens = 0;  // held by the prefix cache alone
+  uint64_t steps = 0;
+  uint64_t prompt_tokens = 0;  // totals since start
+  uint64_t cached_prompt_tokens = 0;
+  uint64_t generated_tokens = 0;
+  uint64_t retractions = 0;
+  uint64_t aborted = 0;
+  double generation_rate = 0;  // tokens per second, over the last few seconds
+};
+
+class Scheduler {
+ public:
+  using OutputSink = std::function<void(std::vector<RequestOutput>&&)>;
+
+  Scheduler(const SchedulerOptions& options, StepExecutor& executor, OutputSink sink);
+  ~Scheduler();
+
+  // kExhausted: the queue is full. kInvalid: it can never fit (prompt + max_new_tokens past the context or the KV
+  // pool).
+  Status submit(Request request);
+  // Idempotent; unknown ids are ignored. The request's last output says kAbort.
+  void abort(RequestId id);
+  void abort_all();
+  // Empties the prefix cache. False (and nothing happens) while requests run or wait.
+  bool flush_cache();
+  SchedulerLoad load() const;
+
+  void run();   // until stop()
+  void stop();  // from any thread; unfinished requests get kAbort
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace plait

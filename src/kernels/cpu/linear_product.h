@@ -1,0 +1,29 @@
+// What linear, grouped_linear and head_linear have in common: a list of products with strided rows.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/linear.h"
+
+namespace plait::kernels {
+
+// y[i] = x[i] W^T for i in [0, rows). Row i of x starts at x + i * x_stride, row i of y at y + i * y_stride.
+struct Product {
+  const PackedMatrix* weight = nullptr;
+  const float* x = nullptr;
+  float* y = nullptr;
+  int64_t rows = 0;
+  int64_t x_stride = 0;
+  int64_t y_stride = 0;
+};
+
+// All weights have the same shape and format; products write different rows.
+void run_products_reference(const Context& context, std::span<const Product> products);
+
+// Workspace slots of the products (context.h: operations use 16..31).
+constexpr int kSlotProducts = 16;
+constexpr int kSlotPackedX = 17;
+constexpr int kSlotThreadScratch = 18;
+
+}  // namespace plait::kernels

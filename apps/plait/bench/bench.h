@@ -1,0 +1,27 @@
+// What `plait bench` can be asked to measure.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace plait {
+
+struct BenchOptions {
+  enum class Format { kTable, kLines, kJson };
+  enum class WeightKind { kAsStored, kBF16, kFP8 };
+
+  bool machine_only = false;
+  bool server = false;  // the cost of serving instead of the model's speed
+  Format format = Format::kTable;
+
+  // Without --model-path: V2-Lite's widths. Layers 0: as many as fit, at most kMostLayers.
+  std::vector<WeightKind> weights = {WeightKind::kBF16, WeightKind::kFP8};
+  int64_t layers = 0;
+  std::vector<int64_t> prefill_tokens = {128, 512, 2048};
+  std::vector<int64_t> decode_batch = {1, 4, 16, 64};
+  std::vector<int64_t> decode_context_tokens = {128, 8192};
+  double seconds_per_row = 2;
+};
+
+}  // namespace plait

@@ -1,0 +1,17 @@
+// The subcommands. Each runs in the main thread and returns the process' exit status.
+#pragma once
+
+#include "settings.h"
+
+namespace plait::app {
+
+constexpr int kExitSuccess = 0;
+constexpr int kExitFailure = 1;  // it ran and failed; `check`: the checkpoint cannot be used
+constexpr int kExitUsage = 2;    // the command line is wrong
+
+int run_serve(const Settings& settings);
+int run_generate(const Settings& settings);
+int run_bench(const Settings& settings);
+int run_check(const Settings& settings);
+
+}  // namespace plait::app

@@ -1,0 +1,202 @@
+#include "flags.h"
+
+namespace plait::app {
+namespace {
+
+constexpr int64_t kMostTokens = int64_t{1} << 31;
+constexpr Commands kEngineCommands = kServe | kGenerate | kBench | kCheck;
+constexpr Commands kModelCommands = kServe | kGenerate | kCheck;
+
+constexpr const char* kModelGroup = "Model";
+constexpr const char* kServerGroup = "Server";
+constexpr const char* kMemoryGroup = "Memory and batching";
+constexpr const char* kFaultGroup = "Deadlines and faults";
+constexpr const char* kMachineGroup = "Machine";
+constexpr const char* kLogGroup = "Logging and metrics";
+constexpr const char* kPromptGroup = "Prompt";
+constexpr const char* kSamplingGroup = "Sampling";
+constexpr const char* kMeasureGroup = "What to measure";
+
+void add_bench_flags(std::vector<Flag>& flags, BenchOptions& bench, FlagWords& words) {
+  flags.insert(
+      flags.end(),
+      {
+          {kBench,
+           kMeasureGroup,
+           "--machine",
+           &bench.machine_only,
+           "only the machine: memory bandwidth, matrix peak",
+           {}},
+          {kBench,
+           kMeasureGroup,
+           "--server",
+           &bench.server,
+           "the cost of serving: time to the first token from start, and what HTTP, text and scheduling add to a token",
+           {}},
+          {kBench,
+           kMeasureGroup,
+           "--weights",
+           &words.bench_weights,
+           "weight formats of the built-in model: bf16, fp8 or both, separated by commas",
+           {}},
+          {kBench, kMeasureGroup, "--layers", &bench.layers,
+           "layers of the built-in model (DeepSeek-V2-Lite's widths); 0: as many as memory holds, at most 8",
+           IntegerRange{0, 1000}},
+          {kBench, kMeasureGroup, "--prefill", &words.bench_prefill, "prompt lengths in tokens", {}},
+          {kBench, kMeasureGroup, "--batch", &words.bench_batch, "sequences per decode step", {}},
+          {kBench,
+           kMeasureGroup,
+           "--context",
+           &words.bench_context,
+           "tokens that each decoding sequence already has",
+           {}},
+          {kBench, kMeasureGroup, "--seconds", &bench.seconds_per_row, "time to spend on each row",
+           RealRange{0.01, 600}},
+          {kBench, kMeasureGroup, "--format", &words.bench_format, "how to print", Words{{"table", "lines", "json"}}},
+      });
+}
+
+}  // namespace
+
+std::vector<Flag> flag_registry(Settings& settings, FlagWords& words) {
+  ServeOptions& serve = settings.serve;
+  EngineOptions& engine = serve.engine;
+  SchedulerOptions& scheduler = serve.scheduler;
+  GenerateOptions& generate = settings.generate;
+  SamplingParams& sampling = generate.sampling;
+
+  std::vector<Flag> flags = {
+      {kEngineCommands,
+       kModelGroup,
+       "--model-path,--model",
+       &engine.model_path,
+       "checkpoint folder, or a hub id that is in the local hub cache",
+       {}},
+      {kEngineCommands, kModelGroup, "--load-format", &words.load_format,
+       "dummy: reproducible random weights, only config.json is read", Words{{"auto", "safetensors", "dummy"}}},
+      {kEngineCommands, kModelGroup, "--dtype", &engine.dtype, "type of activations and KV cache; auto is bfloat16",
+       Words{{"auto", "bfloat16", "float32"}}},
+      {kEngineCommands,
+       kModelGroup,
+       "--json-model-override-args",
+       &words.json_model_override_args,
+       "JSON object whose fields replace those of config.json",
+       {}},
+      {kModelCommands,
+       kModelGroup,
+       "--chat-template",
+       &serve.chat_template,
+       "chat format: deepseek-v2, deepseek-v2.5, deepseek-v3, deepseek-r1, deepseek-v3.1 or kimi-k2; "
+       "default: recognised from the checkpoint",
+       {}},
+      {kModelCommands,
+       kModelGroup,
+       "--skip-tokenizer-init",
+       &serve.skip_tokenizer_init,
+       "no tokenizer: token ids in, token ids out",
+       {}},
+      {kModelCommands, kModelGroup, "--context-length", &engine.context_tokens,
+       "longest prompt and output in tokens; 0: what config.json says", IntegerRange{0, kMostTokens}},
+
+      {kServe, kServerGroup, "--host", &serve.host, "address to listen on", {}},
+      {kServe, kServerGroup, "--port", &serve.port, "TCP port; 0: any free one, which the log names",
+       IntegerRange{0, 65535}},
+      {kServe, kServerGroup, "--api-key", &serve.api_key, "key that every route but /health asks for", {}},
+      {kServe,
+       kServerGroup,
+       "--served-model-name",
+       &serve.served_model_name,
+       "name in /v1/models; default: --model-path",
+       {}},
+      {kServe,
+       kServerGroup,
+       "--stream-output,--incremental-streaming-output",
+       &serve.stream_output,
+       "/generate streams new text only, not the whole text so far",
+       {}},
+
+      {kEngineCommands, kMemoryGroup, "--mem-fraction-static", &engine.mem_fraction_static,
+       "share of the available memory for weights and KV cache", RealRange{0.01, 1.0}},
+      {kModelCommands, kMemoryGroup, "--max-total-tokens", &engine.max_total_tokens,
+       "tokens in the KV cache; 0: from memory", IntegerRange{0, int64_t{1} << 40}},
+      {kEngineCommands, kMemoryGroup, "--page-size", &engine.page_tokens, "tokens in a page of KV cache",
+       IntegerRange{1, 4096}},
+      {kServe | kCheck, kMemoryGroup, "--max-running-requests", &engine.max_running_requests,
+       "requests in one step at most", IntegerRange{1, 1 << 20}},
+      {kServe, kMemoryGroup, "--max-queued-requests", &scheduler.max_queued_requests,
+       "requests that may wait; more are refused with 503; 0: no limit", IntegerRange{0, kMostTokens}},
+      {kModelCommands, kMemoryGroup, "--chunked-prefill-size", &engine.chunked_prefill_tokens,
+       "prompt tokens in one step at most", IntegerRange{1, 1 << 20}},
+      {kServe,
+       kMemoryGroup,
+       "--disable-radix-cache",
+       &words.disable_radix_cache,
+       "do not reuse the KV cache of shared prompt prefixes",
+       {}},
+      {kServe, kMemoryGroup, "--schedule-policy", &words.schedule_policy, "order of waiting requests",
+       Words{{"fcfs", "priority"}}},
+
+      {kServe, kFaultGroup, "--request-timeout", &serve.default_request_timeout,
+       "seconds until a request fails, waiting included; 0: never", IntegerRange{0, kMostTokens}},
+      {kServe, kFaultGroup, "--request-read-timeout", &serve.request_read_timeout,
+       "seconds in which a client must have sent its request", IntegerRange{1, 86400}},
+      {kServe, kFaultGroup, "--drain-timeout", &serve.drain_timeout,
+       "seconds that running requests get to finish after SIGTERM", IntegerRange{0, 86400}},
+      {kServe, kFaultGroup, "--watchdog-timeout", &serve.watchdog_timeout,
+       "seconds without a step while requests run until the engine is restarted", IntegerRange{1, 86400}},
+      {kServe, kFaultGroup, "--max-engine-restarts", &serve.max_engine_restarts,
+       "restarts of the engine within the window; one more ends the server", IntegerRange{0, 1000}},
+      {kServe, kFaultGroup, "--engine-restart-window", &serve.engine_restart_window, "that window, in seconds",
+       IntegerRange{1, 86400}},
+      {kServe, kFaultGroup, "--max-body-bytes", &serve.max_body_bytes, "largest request body",
+       IntegerRange{1024, int64_t{1} << 32}},
+
+      {kEngineCommands, kMachineGroup, "--threads", &engine.threads, "threads of the rank; 0: one per usable core",
+       IntegerRange{0, 4096}},
+      {kEngineCommands, kMachineGroup, "--kernels", &words.kernels,
+       "fast: SIMD for this machine; reference: plain loops in float32", Words{{"fast", "reference"}}},
+
+      {kServe | kGenerate, kLogGroup, "--log-level", &serve.log_level, "least severe lines to print",
+       Words{{"debug", "info", "warning", "error", "critical"}}},
+      {kServe, kLogGroup, "--log-requests", &serve.log_requests, "a line per request at its start and end", {}},
+      {kServe, kLogGroup, "--enable-metrics", &serve.enable_metrics, "/metrics; on unless --disable-metrics", {}},
+      {kServe, kLogGroup, "--disable-metrics", &words.disable_metrics, "no /metrics", {}},
+
+      {kGenerate, kPromptGroup, "--prompt", &generate.prompt, "text to continue; -: read it from standard input", {}},
+      {kGenerate,
+       kPromptGroup,
+       "--chat",
+       &generate.chat,
+       "the prompt is a user's message in the model's chat format",
+       {}},
+      {kGenerate, kPromptGroup, "--system", &generate.system, "system message before it, with --chat", {}},
+      {kGenerate,
+       kPromptGroup,
+       "--input-ids",
+       &generate.input_ids,
+       "token ids instead of text, separated by commas; with --skip-tokenizer-init ids come out as well",
+       {}},
+      {kGenerate, kSamplingGroup, "--max-new-tokens", &sampling.max_new_tokens, "tokens to generate at most",
+       IntegerRange{1, kMostTokens}},
+      {kGenerate, kSamplingGroup, "--min-new-tokens", &sampling.min_new_tokens, "tokens before the end may come",
+       IntegerRange{0, kMostTokens}},
+      {kGenerate, kSamplingGroup, "--temperature", &sampling.temperature, "0: always the likeliest token",
+       RealRange{0, 100}},
+      {kGenerate, kSamplingGroup, "--top-p", &sampling.top_p, "smallest set of tokens with this probability",
+       RealRange{1e-6, 1}},
+      {kGenerate, kSamplingGroup, "--top-k", &sampling.top_k, "likeliest tokens only; -1: all",
+       IntegerRange{-1, 1 << 30}},
+      {kGenerate, kSamplingGroup, "--min-p", &sampling.min_p, "least probability, relative to the likeliest token",
+       RealRange{0, 1}},
+      {kGenerate, kSamplingGroup, "--repetition-penalty", &sampling.repetition_penalty, "1: none", RealRange{1e-6, 2}},
+      {kGenerate, kSamplingGroup, "--seed,--random-seed", &words.seed, "same seed, same text; default: drawn", {}},
+      {kGenerate, kSamplingGroup, "--stop", &generate.stop, "text that ends the output; may be repeated", {}},
+      {kGenerate, kSamplingGroup, "--ignore-eos", &sampling.ignore_eos, "go on after the end-of-sequence token", {}},
+
+      {kCheck, "Other", "--env", &settings.check.environment, "print the environment variables that plait reads", {}},
+  };
+  add_bench_flags(flags, settings.bench, words);
+  return flags;
+}
+
+}  // namespace plait::app

@@ -1,0 +1,45 @@
+// The implementations behind the operation headers. Only src/kernels includes this file: everybody else calls the
+// operation, which checks shapes and picks one of these by Context::implementation. Contracts are in those headers.
+#pragma once
+
+#include "kernels/activation.h"
+#include "kernels/attention.h"
+#include "kernels/embedding.h"
+#include "kernels/experts.h"
+#include "kernels/gate.h"
+#include "kernels/norm.h"
+#include "kernels/rope.h"
+
+namespace plait::kernels {
+
+// Plain loops, one thread: the specification.
+namespace reference {
+void rms_norm(const Context& context, ConstRows x, const float* weight, float eps, Rows y);
+void add_rms_norm(const Context& context, ConstRows delta, Rows residual, const float* weight, float eps, Rows y);
+void swiglu(const Context& context, ConstRows gate_up, Rows y);
+void embed(const Context& context, const void* table, DType table_dtype, std::span<const int32_t> token_ids, Rows y);
+void rope_interleaved(const Context& context, const RopeTable& table, std::span<const int32_t> positions, HeadRows x);
+void choose_experts(const Context& context, const GateConfig& config, ConstRows logits, const float* bias,
+                    int32_t* expert_ids, float* expert_weights);
+void router_logits(const Context& context, ConstRows x, ConstRows weight, Rows logits);
+void gather_rows(const Context& context, ConstRows x, std::span<const int32_t> token_of_row, Rows y);
+void combine_rows(const Context& context, ConstRows x, const ExpertOrder& order, const float* weights, int64_t k,
+                  Rows y);
+void store_latents(const Context& context, ConstRows latent, std::span<const AttentionSpan> spans,
+                   const LatentCache& cache);
+void attend_absorbed(const Context& context, HeadRows q, const LatentCache& cache, std::span<const AttentionSpan> spans,
+                     float scale, HeadRows out);
+void attend_expanded(const Context& context, HeadRows q, const LatentCache& cache, const PackedMatrix& kv_b,
+                     int64_t nope_width, std::span<const AttentionSpan> spans, float scale, HeadRows out);
+}  // namespace reference
+
+// Keys of a query are visited in tiles that begin at multiples of this many tokens, in both implementations.
+inline constexpr int64_t kKeyTileTokens = 64;
+
+// Address of the cached row of token `position`.
+inline std::byte* cached_row(const LatentCache& cache, std::span<const int32_t> pages, int64_t position) {
+  const int64_t row = int64_t{pages[position / cache.page_tokens]} * cache.page_tokens + position % cache.page_tokens;
+  return static_cast<std::byte*>(cache.data) + row * cache.row_width() * size_of(cache.dtype);
+}
+
+}  // namespace plait::kernels

@@ -7,9 +7,8 @@
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include "base/json.h"
+#include "tests/checkpoint/checkpoint_files.h"
 
 namespace plait {
 namespace {
@@ -331,8 +330,8 @@ TEST(ModelConfig, OverridesReplaceTopLevelFieldsInEitherSpelling) {
 }
 
 TEST(ModelConfig, MissingAndBrokenFilesAreNamed) {
-  const auto folder = std::filesystem::temp_directory_path() / fmt::format("plait_config_{}", getpid());
-  std::filesystem::create_directories(folder);
+  const testing_files::TemporaryFolder temporary;
+  const std::filesystem::path& folder = temporary.path();
   EXPECT_EQ(read_model_config(folder).error().kind, ErrorKind::kNotFound);
   EXPECT_THAT(read_model_config(folder).error().message, HasSubstr((folder / "config.json").string()));
 
@@ -347,7 +346,6 @@ TEST(ModelConfig, MissingAndBrokenFilesAreNamed) {
   std::ofstream(folder / "generation_config.json") << R"({"temperature": "hot"})";
   EXPECT_THAT(read_model_config(folder).error().message,
               HasSubstr("generation_config.json: temperature: must be a number"));
-  std::filesystem::remove_all(folder);
 }
 
 }  // namespace

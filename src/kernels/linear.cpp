@@ -15,7 +15,10 @@ void check_weight(const Context& context, const PackedMatrix& weight, const Pack
 }
 
 void run(const Context& context, std::span<const Product> products) {
-  run_products_reference(context, products);
+  if (context.implementation == Implementation::kFast)
+    run_products_fast(context, products);
+  else
+    run_products_reference(context, products);
 }
 
 }  // namespace

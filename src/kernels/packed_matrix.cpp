@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include "base/assert.h"
+#include "kernels/cpu/panels.h"
 #include "kernels/cpu/plain_rows.h"
 #include "kernels/linear.h"
 
@@ -28,9 +29,9 @@ Status check_source(const PackedMatrix& matrix, int64_t first_row, const WeightS
   if (source.dtype != DType::kF8E4M3 || source.scales == nullptr)
     return invalid(fmt::format("a block-FP8 matrix takes F8_E4M3 weights with scales, not {}{}", name_of(source.dtype),
                                source.scales ? "" : " without scales"));
-  if (source.block != kScaleBlock)
+  if (source.block != kScaleInputs)
     return unsupported(
-        fmt::format("FP8 scale blocks of {} are not supported in FP8 memory, only of {}", source.block, kScaleBlock));
+        fmt::format("FP8 scale blocks of {} are not supported in FP8 memory, only of {}", source.block, kScaleInputs));
   return {};
 }
 
@@ -40,17 +41,26 @@ PackedMatrix::PackedMatrix(Implementation implementation, WeightFormat format, i
                            int64_t in_features)
     : implementation_(implementation), format_(format), out_features_(out_features), in_features_(in_features) {
   PLAIT_ASSERT(out_features > 0 && in_features > 0, "a matrix needs outputs and inputs");
+  if (implementation == Implementation::kFast) {
+    const PanelLayout layout(format, out_features, in_features);
+    data_ = Buffer(static_cast<size_t>(layout.panels * layout.panel_bytes));
+    return;
+  }
   data_ = Buffer(plain_data_bytes(format, out_features, in_features));
   scales_ = Buffer(plain_scale_bytes(format, out_features, in_features));
 }
 
 Status PackedMatrix::pack_rows(int64_t first_row, const WeightSource& source) {
   PLAIT_RETURN_IF_ERROR(check_source(*this, first_row, source));
-  pack_plain_rows(*this, first_row, source);
+  if (implementation_ == Implementation::kFast)
+    pack_panels(*this, first_row, source);
+  else
+    pack_plain_rows(*this, first_row, source);
   return {};
 }
 
 float PackedMatrix::at(int64_t i, int64_t j) const {
+  if (implementation_ == Implementation::kFast) return panel_element(*this, i, j);
   std::vector<float> row(static_cast<size_t>(in_features_));
   decode_plain_row(*this, i, row.data());
   return row[static_cast<size_t>(j)];

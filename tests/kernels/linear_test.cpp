@@ -2,8 +2,11 @@
 
 #include <random>
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include "kernels/cpu/linear_kernels.h"
 
 namespace plait::kernels {
 namespace {
@@ -20,6 +23,7 @@ struct StoredWeight {
   std::vector<std::byte> data;
   std::vector<float> scales;
   WeightSource source;
+  std::vector<float> decoded;  // [rows, cols]
 };
 
 void store(std::vector<std::byte>& data, DType dtype, size_t index, float value) {
@@ -54,6 +58,8 @@ StoredWeight random_weight(Random& random, DType dtype, int64_t rows, int64_t co
     weight.source.scales = reinterpret_cast<const std::byte*>(weight.scales.data());
     weight.source.block = 128;
   }
+  weight.decoded.resize(static_cast<size_t>(rows * cols));
+  for (int64_t i = 0; i < rows; ++i) weight.source.decode_row(i, weight.decoded.data() + i * cols);
   return weight;
 }
 
@@ -71,7 +77,6 @@ DType natural_dtype(WeightFormat format) {
 
 constexpr WeightFormat kFormats[] = {WeightFormat::kF32, WeightFormat::kBF16, WeightFormat::kF8Block};
 constexpr Activation kActivations[] = {Activation::kFloat32, Activation::kBFloat16};
-constexpr Implementation kImplementations[] = {Implementation::kReference, Implementation::kFast};
 
 PackedMatrix pack(Implementation implementation, WeightFormat format, const WeightSource& source) {
   PackedMatrix matrix(implementation, format, source.rows, source.cols);
@@ -114,18 +119,34 @@ Expected expected(const float* x, const float* w, int64_t count, Activation acti
   return {sum, magnitude * 0x1p-24 * (4 + 2 * std::sqrt(static_cast<double>(count)))};
 }
 
-void expect_product(const float* x, const WeightSource& w, Activation activation, const float* y) {
-  std::vector<float> row(static_cast<size_t>(w.cols));
-  for (int64_t j = 0; j < w.rows; ++j) {
-    w.decode_row(j, row.data());
-    const Expected want = expected(x, row.data(), w.cols, activation);
-    ASSERT_NEAR(y[j], want.value, want.tolerance) << "output " << j << " of " << w.rows << ", inputs " << w.cols;
+void expect_product(const float* x, const StoredWeight& w, Activation activation, const float* y) {
+  const int64_t in = w.source.cols;
+  for (int64_t j = 0; j < w.source.rows; ++j) {
+    const Expected want = expected(x, w.decoded.data() + j * in, in, activation);
+    ASSERT_NEAR(y[j], want.value, want.tolerance) << "output " << j << " of " << w.source.rows << ", inputs " << in;
   }
 }
 
-class EveryImplementation : public testing::TestWithParam<Implementation> {};
-INSTANTIATE_TEST_SUITE_P(Linear, EveryImplementation, testing::ValuesIn(kImplementations),
-                         [](const auto& info) { return info.param == Implementation::kFast ? "fast" : "reference"; });
+// The reference, and the fast implementation with each instruction set of this machine.
+struct Variant {
+  Implementation implementation = Implementation::kReference;
+  std::string_view target = {};
+};
+std::vector<Variant> variants() {
+  std::vector<Variant> all{{}};
+  for (const std::string_view target : linear_targets()) all.push_back({Implementation::kFast, target});
+  return all;
+}
+
+class EveryImplementation : public testing::TestWithParam<Variant> {
+ protected:
+  void SetUp() override { ASSERT_TRUE(select_linear_target(GetParam().target)); }
+  void TearDown() override { select_linear_target({}); }
+  static Implementation implementation() { return GetParam().implementation; }
+};
+INSTANTIATE_TEST_SUITE_P(Linear, EveryImplementation, testing::ValuesIn(variants()), [](const auto& info) {
+  return info.param.target.empty() ? "reference" : fmt::format("fast_{}", info.param.target);
+});
 
 constexpr float kPoison = -12345.0f;
 
@@ -139,14 +160,14 @@ TEST_P(EveryImplementation, ProductsOfRandomShapes) {
         const int64_t in = round < 4 ? uniform(random, 1, 5) : uniform(random, 1, 400);
         const int64_t out = uniform(random, 1, 150), rows = uniform(random, 0, 70);
         const StoredWeight stored = random_weight(random, natural_dtype(format), out, in);
-        const PackedMatrix weight = pack(GetParam(), format, stored.source);
+        const PackedMatrix weight = pack(implementation(), format, stored.source);
         const int64_t x_stride = in + uniform(random, 0, 3), y_stride = out + uniform(random, 0, 3);
         const std::vector<float> x = random_rows(random, rows * x_stride);
         std::vector<float> y(static_cast<size_t>(rows * y_stride), kPoison);
-        linear(machine.context(GetParam(), activation), {x.data(), rows, in, x_stride}, weight,
+        linear(machine.context(implementation(), activation), {x.data(), rows, in, x_stride}, weight,
                {y.data(), rows, out, y_stride});
         for (int64_t i = 0; i < rows; ++i) {
-          expect_product(x.data() + i * x_stride, stored.source, activation, y.data() + i * y_stride);
+          expect_product(x.data() + i * x_stride, stored, activation, y.data() + i * y_stride);
           for (int64_t j = out; j < y_stride; ++j) ASSERT_EQ(y[static_cast<size_t>(i * y_stride + j)], kPoison);
         }
       }
@@ -167,7 +188,7 @@ TEST_P(EveryImplementation, GroupsWriteTheirRowsOnly) {
         int64_t rows = 0;
         for (int64_t e = 0; e < experts; ++e) {
           stored.push_back(random_weight(random, natural_dtype(format), out, in));
-          weights.push_back(pack(GetParam(), format, stored.back().source));
+          weights.push_back(pack(implementation(), format, stored.back().source));
         }
         for (int64_t e = 0; e < experts; ++e) {
           rows += uniform(random, 0, 2);  // rows that no group names
@@ -178,12 +199,13 @@ TEST_P(EveryImplementation, GroupsWriteTheirRowsOnly) {
         rows += 1;
         std::vector<float> x = random_rows(random, rows * in);
         std::vector<float> y(static_cast<size_t>(rows * out), kPoison);
-        grouped_linear(machine.context(GetParam(), activation), {x.data(), rows, in}, groups, {y.data(), rows, out});
+        grouped_linear(machine.context(implementation(), activation), {x.data(), rows, in}, groups,
+                       {y.data(), rows, out});
         std::vector<bool> named(static_cast<size_t>(rows));
         for (size_t g = 0; g < groups.size(); ++g)
           for (int64_t i = groups[g].row_begin; i < groups[g].row_begin + groups[g].row_count; ++i) {
             named[static_cast<size_t>(i)] = true;
-            expect_product(x.data() + i * in, stored[g].source, activation, y.data() + i * out);
+            expect_product(x.data() + i * in, stored[g], activation, y.data() + i * out);
           }
         for (int64_t i = 0; i < rows; ++i)
           for (int64_t j = 0; j < out && !named[static_cast<size_t>(i)]; ++j)
@@ -194,9 +216,9 @@ TEST_P(EveryImplementation, GroupsWriteTheirRowsOnly) {
 
 TEST_P(EveryImplementation, NoGroupsAreFine) {
   Machine machine;
-  const Context context = machine.context(GetParam(), Activation::kFloat32);
+  const Context context = machine.context(implementation(), Activation::kFloat32);
   grouped_linear(context, {nullptr, 0, 8}, {}, {nullptr, 0, 8});
-  PackedMatrix weight(GetParam(), WeightFormat::kF32, 8, 8);
+  PackedMatrix weight(implementation(), WeightFormat::kF32, 8, 8);
   const RowGroup empty{&weight, 0, 0};
   grouped_linear(context, {nullptr, 0, 8}, {&empty, 1}, {nullptr, 0, 8});
 }
@@ -212,17 +234,17 @@ TEST_P(EveryImplementation, HeadsUseTheirOwnMatrix) {
       std::vector<PackedMatrix> weights;
       for (int64_t h = 0; h < heads; ++h) {
         stored.push_back(random_weight(random, natural_dtype(format), out, in));
-        weights.push_back(pack(GetParam(), format, stored.back().source));
+        weights.push_back(pack(implementation(), format, stored.back().source));
       }
       // Token-major x, head-major y: the strides are the caller's business.
       std::vector<float> x_data = random_rows(random, tokens * heads * in);
       std::vector<float> y_data(static_cast<size_t>(tokens * heads * out), kPoison);
       const HeadRows x{x_data.data(), tokens, heads, in, heads * in, in};
       const HeadRows y{y_data.data(), tokens, heads, out, out, tokens * out};
-      head_linear(machine.context(GetParam(), activation), x, weights, y);
+      head_linear(machine.context(implementation(), activation), x, weights, y);
       for (int64_t t = 0; t < tokens; ++t)
         for (int64_t h = 0; h < heads; ++h)
-          expect_product(x.at(t, h), stored[static_cast<size_t>(h)].source, activation, y.at(t, h));
+          expect_product(x.at(t, h), stored[static_cast<size_t>(h)], activation, y.at(t, h));
     }
 }
 
@@ -242,13 +264,13 @@ TEST_P(EveryImplementation, EveryE4M3ValueIsExact) {
                               reinterpret_cast<const std::byte*>(bytes.data()),
                               reinterpret_cast<const std::byte*>(scales.data()),
                               128};
-    const PackedMatrix weight = pack(GetParam(), WeightFormat::kF8Block, source);
+    const PackedMatrix weight = pack(implementation(), WeightFormat::kF8Block, source);
     const std::vector<float> ones(static_cast<size_t>(in), 1.0f);
     for (const Activation activation : kActivations)
       for (const int64_t rows : {1, 17}) {
         std::vector<float> x, y(static_cast<size_t>(rows * out));
         for (int64_t i = 0; i < rows; ++i) x.insert(x.end(), ones.begin(), ones.end());
-        linear(machine.context(GetParam(), activation), {x.data(), rows, in}, weight, {y.data(), rows, out});
+        linear(machine.context(implementation(), activation), {x.data(), rows, in}, weight, {y.data(), rows, out});
         for (int64_t i = 0; i < rows; ++i)
           for (int64_t j = 0; j < out; ++j, ++cases)
             ASSERT_EQ(y[static_cast<size_t>(i * out + j)], source.at(j, position)) << "byte " << j;
@@ -277,7 +299,7 @@ TEST_P(EveryImplementation, PartsOfAnySourceTypePackAnywhere) {
         parts.push_back(random_weight(random, dtype, uniform(random, 1, 150), in));
         out += parts.back().source.rows;
       }
-      PackedMatrix matrix(GetParam(), format, out, in);
+      PackedMatrix matrix(implementation(), format, out, in);
       Machine machine(4);
       std::vector<int64_t> first_rows;
       for (int64_t row = 0; const StoredWeight& part : parts) {
@@ -299,7 +321,7 @@ TEST_P(EveryImplementation, PartsOfAnySourceTypePackAnywhere) {
 
 TEST_P(EveryImplementation, PackRefusesWhatDoesNotFit) {
   Random random(5);
-  PackedMatrix matrix(GetParam(), WeightFormat::kF8Block, 32, 64);
+  PackedMatrix matrix(implementation(), WeightFormat::kF8Block, 32, 64);
   const auto message = [&](int64_t first_row, const WeightSource& source) {
     const Status status = matrix.pack_rows(first_row, source);
     return status.has_error() ? status.error().message : "accepted";
@@ -332,11 +354,11 @@ TEST_P(EveryImplementation, RowsDoNotDependOnTheirCompanyOrOnThreads) {
   for (const WeightFormat format : kFormats)
     for (const Activation activation : kActivations) {
       const StoredWeight stored = random_weight(random, natural_dtype(format), out, in);
-      const PackedMatrix weight = pack(GetParam(), format, stored.source);
+      const PackedMatrix weight = pack(implementation(), format, stored.source);
       const std::vector<float> x = random_rows(random, most * in);
       std::vector<float> alone(static_cast<size_t>(most * out));
       for (int64_t i = 0; i < most; ++i)
-        linear(machines[0].context(GetParam(), activation), {x.data() + i * in, 1, in}, weight,
+        linear(machines[0].context(implementation(), activation), {x.data() + i * in, 1, in}, weight,
                {alone.data() + i * out, 1, out});
       for (int64_t rows = 1; rows <= most; ++rows) {
         // Rows in random order, some twice.
@@ -346,7 +368,7 @@ TEST_P(EveryImplementation, RowsDoNotDependOnTheirCompanyOrOnThreads) {
           i = uniform(random, 0, most - 1);
           some.insert(some.end(), x.begin() + i * in, x.begin() + (i + 1) * in);
         }
-        linear(machines[rows % 4].context(GetParam(), activation), {some.data(), rows, in}, weight,
+        linear(machines[rows % 4].context(implementation(), activation), {some.data(), rows, in}, weight,
                {y.data(), rows, out});
         for (int64_t i = 0; i < rows; ++i, ++cases)
           ASSERT_EQ(0, std::memcmp(y.data() + i * out, alone.data() + choice[static_cast<size_t>(i)] * out,

@@ -18,12 +18,17 @@ struct Product {
   int64_t y_stride = 0;
 };
 
+// Inputs per scale of a kF8Block matrix.
+constexpr int64_t kScaleInputs = 128;
+
 // All weights have the same shape and format; products write different rows.
 void run_products_reference(const Context& context, std::span<const Product> products);
+void run_products_fast(const Context& context, std::span<const Product> products);
 
 // Workspace slots of the products (context.h: operations use 16..31).
 constexpr int kSlotProducts = 16;
 constexpr int kSlotPackedX = 17;
 constexpr int kSlotThreadScratch = 18;
+constexpr int kSlotParts = 19;
 
 }  // namespace plait::kernels

@@ -1,10 +1,12 @@
 #include "kernels/cpu/plain_rows.h"
 
+#include "kernels/cpu/linear_product.h"
+
 namespace plait::kernels {
 namespace {
 
 int64_t scale_blocks(int64_t in_features) {
-  return (in_features + kScaleBlock - 1) / kScaleBlock;
+  return (in_features + kScaleInputs - 1) / kScaleInputs;
 }
 
 int64_t element_bytes(WeightFormat format) {
@@ -69,7 +71,7 @@ void decode_plain_row(const PackedMatrix& matrix, int64_t i, float* out) {
     case WeightFormat::kF8Block: {
       const auto* row = matrix.data().as<uint8_t>() + i * in;
       const float* scales = matrix.scales().as<float>() + i * scale_blocks(in);
-      for (int64_t k = 0; k < in; ++k) out[k] = e4m3_to_float(row[k]) * scales[k / kScaleBlock];
+      for (int64_t k = 0; k < in; ++k) out[k] = e4m3_to_float(row[k]) * scales[k / kScaleInputs];
       break;
     }
   }

@@ -7,8 +7,6 @@
 
 namespace plait::kernels {
 
-constexpr int64_t kScaleBlock = 128;  // inputs per scale
-
 size_t plain_data_bytes(WeightFormat format, int64_t out_features, int64_t in_features);
 size_t plain_scale_bytes(WeightFormat format, int64_t out_features, int64_t in_features);
 void pack_plain_rows(PackedMatrix& matrix, int64_t first_row, const WeightSource& source);

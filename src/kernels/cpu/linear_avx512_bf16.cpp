@@ -1,0 +1,277 @@
+// The kernels for vdpbf16ps, which multiplies pairs of bfloat16 and adds both products to a float32: Cooper Lake,
+// Sapphire Rapids, Zen 4 and later. Panels of kBF16 are its operands as they lie; e4m3 is looked up with the byte
+// permutes of AVX512_VBMI.
+#include "kernels/cpu/linear_kernels.h"
+
+#if defined(__x86_64__)
+
+#include <utility>
+
+#include <hwy/base.h>
+#include <immintrin.h>
+
+// GCC 12's own header of _mm512_undefined_* and friends trips over this.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+HWY_PUSH_ATTRIBUTES("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16")
+namespace plait::kernels {
+namespace {
+
+template <int N>
+struct Unroll {
+  template <typename Body>
+  static HWY_INLINE void run(const Body& body) {
+    Unroll<N - 1>::run(body);
+    body(std::integral_constant<int, N - 1>());
+  }
+};
+template <>
+struct Unroll<0> {
+  template <typename Body>
+  static HWY_INLINE void run(const Body&) {}
+};
+
+// Bytes of bfloat16 for the magnitudes of e4m3, times 2^-8 (panels.h).
+struct F8Table {
+  alignas(64) uint8_t low[128];
+  alignas(64) uint8_t high[128];
+};
+constexpr F8Table make_f8_table() {
+  F8Table table{};
+  for (int code = 0; code < 128; ++code) {
+    int exponent = code >> 3, mantissa = code & 7;
+    if (exponent == 0 && mantissa != 0) {  // subnormal: shift the first one out of the mantissa
+      exponent = 1;
+      for (; mantissa < 8; mantissa *= 2) --exponent;
+      mantissa &= 7;
+    }
+    // Exponent e means 2^(e - 7); bfloat16's bias is 127, and 2^-8 goes into it.
+    const int bits = code == 0 ? 0 : (exponent - 7 - 8 + 127) << 7 | mantissa << 4;
+    table.low[code] = static_cast<uint8_t>(bits & 0xff);
+    table.high[code] = static_cast<uint8_t>(bits >> 8);
+  }
+  return table;
+}
+constexpr F8Table kF8Table = make_f8_table();
+
+// 64 bytes of a kF8Block panel, two pairs of inputs for 16 outputs, as two vectors of bfloat16 pairs.
+class F8Decoder {
+ public:
+  HWY_INLINE F8Decoder()
+      : order_(_mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0)),
+        sign_(_mm512_set1_epi8(static_cast<char>(0x80))),
+        low0_(_mm512_load_si512(kF8Table.low)),
+        low1_(_mm512_load_si512(kF8Table.low + 64)),
+        high0_(_mm512_load_si512(kF8Table.high)),
+        high1_(_mm512_load_si512(kF8Table.high + 64)) {}
+
+  HWY_INLINE void operator()(const std::byte* from, __m512i& first, __m512i& second) const {
+    // Each half holds one pair; unpacking wants a quarter of both in every 128 bits.
+    const __m512i bytes = _mm512_permutexvar_epi64(order_, _mm512_load_si512(from));
+    const __m512i low = _mm512_permutex2var_epi8(low0_, bytes, low1_);
+    const __m512i magnitude = _mm512_permutex2var_epi8(high0_, bytes, high1_);
+    const __m512i high = _mm512_ternarylogic_epi64(magnitude, bytes, sign_, 0xf8);  // magnitude | (bytes & sign)
+    first = _mm512_unpacklo_epi8(low, high);
+    second = _mm512_unpackhi_epi8(low, high);
+  }
+
+ private:
+  __m512i order_, sign_, low0_, low1_, high0_, high1_;
+};
+
+template <int Rows, int Panels>
+struct Tile {
+  __m512 sum[Rows][Panels];
+
+  template <typename Body>
+  HWY_INLINE void for_each(const Body& body) {
+    Unroll<Rows>::run([&](auto m) { Unroll<Panels>::run([&](auto n) { body(m, n, sum[m][n]); }); });
+  }
+  HWY_INLINE void clear() {
+    for_each([](auto, auto, __m512& part) { part = _mm512_setzero_ps(); });
+  }
+  // x: this pair of inputs of row 0; rows are 16 words apart.
+  HWY_INLINE void multiply_add(const uint32_t* HWY_RESTRICT x, const __m512i (&weights)[Panels]) {
+    Unroll<Rows>::run([&](auto m) {
+      const __m512i value = _mm512_set1_epi32(static_cast<int>(x[m * 16]));
+      Unroll<Panels>::run(
+          [&](auto n) { sum[m][n] = _mm512_dpbf16_ps(sum[m][n], (__m512bh)value, (__m512bh)weights[n]); });
+    });
+  }
+};
+
+constexpr int64_t kPrefetchBytes = 2048;
+
+template <int Rows, int Panels>
+HWY_INLINE void store_results(const DirectCall& call, Tile<Rows, Panels>& tile) {
+  tile.for_each([&](auto m, auto n, __m512& part) {
+    const int64_t left = call.outputs - n * 16;
+    const auto mask = static_cast<__mmask16>(left >= 16 ? 0xffff : (1 << left) - 1);
+    _mm512_mask_storeu_ps(call.y + m * call.y_stride + n * 16, mask, part);
+  });
+}
+
+template <int Rows, int Panels>
+void direct_bf16_kernel(const DirectCall& call) {
+  const auto* x = static_cast<const uint32_t*>(call.x);
+  const std::byte* weights = call.weights;
+  Tile<Rows, Panels> tile;
+  tile.clear();
+  for (int64_t k = 0; k < call.padded_in; k += 32) {
+    for (int pair = 0; pair < 16; ++pair) {
+      __m512i loaded[Panels];
+      Unroll<Panels>::run([&](auto n) {
+        const std::byte* from = weights + n * call.panel_bytes;
+        _mm_prefetch(reinterpret_cast<const char*>(from) + kPrefetchBytes, _MM_HINT_T0);
+        loaded[n] = _mm512_load_si512(from);
+      });
+      tile.multiply_add(x, loaded);
+      x += 1;
+      weights += 64;
+    }
+    x += (Rows - 1) * 16;
+  }
+  store_results(call, tile);
+}
+
+template <int Rows, int Panels>
+void direct_f8_kernel(const DirectCall& call) {
+  const auto* x = static_cast<const uint32_t*>(call.x);
+  const std::byte* weights = call.weights;
+  const F8Decoder decode;
+  alignas(64) float sums[Rows][Panels][16] = {};
+  Tile<Rows, Panels> tile;
+  for (int64_t begin = 0; begin < call.padded_in; begin += 128) {
+    tile.clear();
+    const int64_t inputs = call.padded_in - begin < 128 ? call.padded_in - begin : 128;
+    for (int64_t k = 0; k < inputs; k += 32) {
+      for (int pair = 0; pair < 16; pair += 2) {
+        __m512i first[Panels], second[Panels];
+        Unroll<Panels>::run([&](auto n) {
+          const std::byte* from = weights + n * call.panel_bytes;
+          _mm_prefetch(reinterpret_cast<const char*>(from) + kPrefetchBytes, _MM_HINT_T0);
+          decode(from, first[n], second[n]);
+        });
+        tile.multiply_add(x, first);
+        tile.multiply_add(x + 1, second);
+        x += 2;
+        weights += 64;
+      }
+      x += (Rows - 1) * 16;
+    }
+    tile.for_each([&](auto m, auto n, __m512& part) {
+      const __m512 scale = _mm512_load_ps(weights + n * call.panel_bytes);
+      part = _mm512_fmadd_ps(part, scale, _mm512_load_ps(sums[m][n]));
+      _mm512_store_ps(sums[m][n], part);
+    });
+    weights += 16 * sizeof(float);
+  }
+  store_results(call, tile);
+}
+
+template <bool kScaled, int Rows, int Panels>
+void blocked_kernel(const BlockedCall& call) {
+  const uint32_t* x = call.x;
+  const std::byte* weights = call.weights;
+  Tile<Rows, Panels> tile;
+  tile.for_each([&](auto m, auto n, __m512& part) {
+    part = kScaled ? _mm512_setzero_ps() : _mm512_load_ps(call.sums + n * call.sums_stride + m * 16);
+  });
+  for (int64_t word = 0; word < call.words; word += 16) {
+    for (int i = 0; i < 16; ++i) {
+      __m512i loaded[Panels];
+      Unroll<Panels>::run([&](auto n) { loaded[n] = _mm512_load_si512(weights + n * call.weight_stride_bytes); });
+      tile.multiply_add(x, loaded);
+      x += 1;
+      weights += 64;
+    }
+    x += (Rows - 1) * 16;
+  }
+  tile.for_each([&](auto m, auto n, __m512& part) {
+    float* sum = call.sums + n * call.sums_stride + m * 16;
+    if constexpr (kScaled)
+      part = _mm512_fmadd_ps(part, _mm512_load_ps(call.scales + n * call.scale_stride), _mm512_load_ps(sum));
+    _mm512_store_ps(sum, part);
+  });
+}
+
+void decode_f8(const std::byte* panel, int64_t inputs, std::byte* out) {
+  const F8Decoder decode;
+  for (int64_t k = 0; k < inputs; k += 4, panel += 64, out += 128) {
+    __m512i first, second;
+    decode(panel, first, second);
+    _mm512_store_si512(out, first);
+    _mm512_store_si512(out + 64, second);
+  }
+}
+
+void pack_row(const float* x, int64_t inputs, int64_t padded_in, Activation, int64_t tile_rows, uint32_t* out) {
+  for (int64_t k = 0; k < padded_in; k += 32, out += tile_rows * 16) {
+    const int64_t left = inputs - k;
+    const auto mask = static_cast<__mmask32>(left >= 32 ? 0xffffffff : left <= 0 ? 0 : (uint32_t{1} << left) - 1);
+    const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), x + k);
+    const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> 16), x + k + 16);
+    _mm512_store_si512(out, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+  }
+}
+
+constexpr int kMaxDirectRows = 14;
+constexpr int kMaxBlockedRows = 14;
+
+constexpr int bf16_panels(int rows) {
+  return rows <= 6 ? 4 : 2;
+}
+// The decoder keeps six tables in registers and needs some to work in.
+constexpr int f8_panels(int rows) {
+  return rows <= 3 ? 4 : rows <= 8 ? 2 : 1;
+}
+
+template <int Rows>
+void add_rows(LinearKernels& table) {
+  constexpr int kBF16Panels = bf16_panels(Rows), kF8Panels = f8_panels(Rows);
+  table.direct[static_cast<int>(WeightFormat::kBF16)][Rows] = {kBF16Panels, direct_bf16_kernel<Rows, kBF16Panels>,
+                                                               direct_bf16_kernel<Rows, 1>};
+  table.direct[static_cast<int>(WeightFormat::kF8Block)][Rows] = {kF8Panels, direct_f8_kernel<Rows, kF8Panels>,
+                                                                  direct_f8_kernel<Rows, 1>};
+  table.blocked[0][Rows] = {2, blocked_kernel<false, Rows, 2>, blocked_kernel<false, Rows, 1>};
+  table.blocked[1][Rows] = {2, blocked_kernel<true, Rows, 2>, blocked_kernel<true, Rows, 1>};
+}
+
+LinearKernels make_table() {
+  LinearKernels table{};
+  table.name = "AVX512_BF16";
+  table.inputs_per_word = 2;
+  table.max_direct_rows = kMaxDirectRows;
+  table.max_blocked_rows = kMaxBlockedRows;
+  Unroll<kMaxBlockedRows>::run([&](auto rows) { add_rows<rows + 1>(table); });
+  table.decode[static_cast<int>(WeightFormat::kF8Block)] = decode_f8;
+  table.pack_row = pack_row;
+  return table;
+}
+
+}  // namespace
+}  // namespace plait::kernels
+HWY_POP_ATTRIBUTES
+
+namespace plait::kernels {
+
+const LinearKernels* avx512_bf16_linear_kernels() {
+  static const bool kSupported = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                                 __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bf16");
+  if (!kSupported) return nullptr;
+  static const LinearKernels kTable = make_table();
+  return &kTable;
+}
+
+}  // namespace plait::kernels
+
+#else
+
+namespace plait::kernels {
+const LinearKernels* avx512_bf16_linear_kernels() {
+  return nullptr;
+}
+}  // namespace plait::kernels
+
+#endif

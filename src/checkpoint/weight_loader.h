@@ -38,11 +38,12 @@ using LoadProgress = std::function<void(size_t done_bytes, size_t total_bytes)>;
 
 struct LoadOptions {
   int threads = 0;                // 0: one per usable core
-  int64_t num_hidden_layers = 0;  // tensors of layers from here on belong to MTP
+  int64_t num_hidden_layers = 0;  // tensors of layers from here on belong to MTP; 0: not known
   LoadProgress progress;          // may be empty
 };
 
-// Errors (kCorrupt) name every missing tensor and every wrong shape or dtype, not only the first.
+// Errors (kCorrupt) name every missing tensor and every wrong shape or dtype, not only the first; names that differ in
+// numbers only are folded (tensor_names.h). NaN in FP8 weights and scales that are not finite and positive are refused.
 Result<LoadReport> load_weights(const Checkpoint& checkpoint, std::span<const WeightRequest> requests,
                                 const LoadOptions& options);
 

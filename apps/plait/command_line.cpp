@@ -4,8 +4,8 @@
 #include <random>
 
 #include <CLI/CLI.hpp>
-#include <boost/json/parse.hpp>
 
+#include "base/json.h"
 #include "foreign_flags.h"
 #include "text/chat.h"
 
@@ -137,13 +137,9 @@ Status interpret(const FlagWords& words, Settings& settings) {
   engine.implementation =
       words.kernels == "reference" ? kernels::Implementation::kReference : kernels::Implementation::kFast;
 
-  boost::system::error_code problem;
-  const boost::json::value overrides = boost::json::parse(words.json_model_override_args, problem);
-  if (problem || !overrides.is_object()) {
-    return invalid(fmt::format("--json-model-override-args: not a JSON object{}{}: {}", problem ? ", " : "",
-                               problem ? problem.message() : "", words.json_model_override_args));
-  }
-  engine.config_overrides = overrides.as_object();
+  auto overrides = json::parse_object(words.json_model_override_args);
+  if (overrides.has_error()) return std::move(overrides).error().within("--json-model-override-args");
+  engine.config_overrides = std::move(*overrides);
 
   if (!serve.chat_template.empty()) PLAIT_RETURN_IF_ERROR(parse_chat_format(serve.chat_template));
 
@@ -188,6 +184,8 @@ std::string masked(const Flag& flag, const std::string& value) {
 Result<ParsedCommandLine> parse_command_line(Command command, const std::vector<std::string>& arguments) {
   ParsedCommandLine parsed;
   Settings& settings = parsed.settings;
+  // Only a server tells its story; the others print an answer.
+  if (command != kServe) settings.serve.log_level = "warning";
   FlagWords words;
 
   CLI::App app("", "plait");

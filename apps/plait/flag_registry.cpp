@@ -156,7 +156,7 @@ std::vector<Flag> flag_registry(Settings& settings, FlagWords& words) {
       {kEngineCommands, kMachineGroup, "--kernels", &words.kernels,
        "fast: SIMD for this machine; reference: plain loops in float32", Words{{"fast", "reference"}}},
 
-      {kServe | kGenerate, kLogGroup, "--log-level", &serve.log_level, "least severe lines to print",
+      {kEngineCommands, kLogGroup, "--log-level", &serve.log_level, "least severe lines to print",
        Words{{"debug", "info", "warning", "error", "critical"}}},
       {kServe, kLogGroup, "--log-requests", &serve.log_requests, "a line per request at its start and end", {}},
       {kServe, kLogGroup, "--enable-metrics", &serve.enable_metrics, "/metrics; on unless --disable-metrics", {}},

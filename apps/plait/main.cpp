@@ -56,7 +56,7 @@ int run_command(const CommandInfo& info, const std::vector<std::string>& argumen
   log::parse_level(parsed->settings.serve.log_level, level);
   log::initialise(level, "");
   for (const std::string& note : parsed->notes) log::warning("{}", note);
-  if (info.command == kServe || info.command == kBench) {
+  if (info.command == kServe) {
     log::info("plait {} {}: {}", version(), info.name,
               parsed->non_default.empty() ? "all settings have their defaults"
                                           : fmt::format("{}", fmt::join(parsed->non_default, " ")));

@@ -1,0 +1,70 @@
+#include "bench/bench.h"
+
+#include "bench/machine_probe.h"
+#include "bench/model_bench.h"
+#include "bench/report.h"
+#include "bench/server_bench.h"
+#include "checkpoint/checkpoint.h"
+#include "command.h"
+
+namespace plait::app {
+namespace {
+
+constexpr double kProbeSeconds = 1;
+
+const char* name_of(BenchOptions::WeightKind weights) {
+  return weights == BenchOptions::WeightKind::kFP8 ? "FP8" : "BF16";
+}
+
+Status bench_built_in(const Settings& settings, BenchOptions::WeightKind weights, ThreadPool& pool,
+                      BenchReport& report) {
+  const int64_t layers = settings.bench.layers > 0 ? settings.bench.layers : layers_that_fit(weights);
+  PLAIT_ASSIGN_OR_RETURN(const ModelConfig config, v2_lite_config(layers, weights));
+  PLAIT_ASSIGN_OR_RETURN(const auto runner, ModelRunner::create(config, settings.engine(), {}, pool));
+  report.begin_model(fmt::format("DeepSeek-V2-Lite's widths, {} layers, {}", layers, name_of(weights)),
+                     runner->model().weight_bytes());
+  bench_model(*runner, settings.bench, [&](const BenchRow& row) { report.row(row); });
+  return {};
+}
+
+Status bench_checkpoint(const Settings& settings, ThreadPool& pool, BenchReport& report) {
+  const EngineOptions& options = settings.engine();
+  PLAIT_ASSIGN_OR_RETURN(const std::filesystem::path folder, resolve_model_path(options.model_path));
+  PLAIT_ASSIGN_OR_RETURN(const ModelConfig config, read_model_config(folder, options.config_overrides));
+  PLAIT_ASSIGN_OR_RETURN(const auto runner,
+                         ModelRunner::create(config, options, options.dummy_weights ? "" : folder, pool));
+  report.begin_model(fmt::format("{}, {} layers{}", options.model_path, config.num_hidden_layers,
+                                 options.dummy_weights ? ", dummy weights" : ""),
+                     runner->model().weight_bytes());
+  bench_model(*runner, settings.bench, [&](const BenchRow& row) { report.row(row); });
+  return {};
+}
+
+Status bench(const Settings& settings) {
+  if (settings.bench.server) return bench_server(settings.serve, settings.bench.format);
+  ThreadPool pool(settings.engine().threads);
+  BenchReport report(settings.bench.format, stdout);
+  report.machine(measure_machine(pool, kProbeSeconds));
+  if (!settings.bench.machine_only) {
+    if (!settings.engine().model_path.empty()) {
+      PLAIT_RETURN_IF_ERROR(bench_checkpoint(settings, pool, report));
+    } else {
+      for (const BenchOptions::WeightKind weights : settings.bench.weights) {
+        PLAIT_RETURN_IF_ERROR(bench_built_in(settings, weights, pool, report));
+      }
+    }
+  }
+  report.finish();
+  return {};
+}
+
+}  // namespace
+
+int run_bench(const Settings& settings) {
+  const Status status = bench(settings);
+  if (status.has_value()) return kExitSuccess;
+  fmt::print(stderr, "plait bench: {}\n", status.error().message);
+  return kExitFailure;
+}
+
+}  // namespace plait::app

@@ -1,0 +1,151 @@
+#include "bench/server_bench.h"
+
+#include <csignal>
+#include <numeric>
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/json/object.hpp>
+#include <boost/json/serialize.hpp>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "base/process.h"
+#include "base/units.h"
+#include "bench/chat_stream.h"
+
+namespace plait {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int kStreams = 5;
+constexpr int64_t kStreamTokens = 512;
+constexpr std::chrono::seconds kStartLimit{120};
+const char* const kPrompt = "Sort these numbers: 71 8 35 4 90 22";
+
+double seconds_between(Clock::time_point begin, Clock::time_point end) {
+  return std::chrono::duration<double>(end - begin).count();
+}
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<int64_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+uint16_t free_port() {
+  boost::asio::io_context io;
+  return boost::asio::ip::tcp::acceptor(io, {boost::asio::ip::address_v4::loopback(), 0}).local_endpoint().port();
+}
+
+Result<ChildProcess> start_server(const ServeOptions& options, uint16_t port) {
+  std::vector<std::string> arguments = {"serve",
+                                        "--model-path",
+                                        options.engine.model_path,
+                                        "--port",
+                                        fmt::format("{}", port),
+                                        "--log-level",
+                                        "error",
+                                        "--dtype",
+                                        options.engine.dtype,
+                                        "--threads",
+                                        fmt::format("{}", options.engine.threads)};
+  const int nothing = open("/dev/null", O_RDWR | O_CLOEXEC);
+  if (nothing < 0) return io_error("cannot open /dev/null", errno);
+  auto child = spawn_self(arguments, nothing);
+  close(nothing);
+  return child;
+}
+
+// The first completion, asked for until the server can give it.
+Result<ChatStream> first_stream(uint16_t port, Clock::time_point started) {
+  for (;;) {
+    auto stream = stream_chat(port, kPrompt, 1);
+    if (stream.has_value() || stream.error().kind != ErrorKind::kUnavailable) return stream;
+    if (Clock::now() - started > kStartLimit) return std::move(stream).error().within("the server did not start");
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+}
+
+// The same prompt and positions as a stream had, straight through the engine.
+Result<double> time_engine_steps(const EngineOptions& options, int64_t prompt_tokens) {
+  PLAIT_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::create(options));
+  const int64_t positions = prompt_tokens + kStreamTokens;
+  std::vector<int32_t> pages(static_cast<size_t>((positions + engine->page_tokens() - 1) / engine->page_tokens()));
+  std::iota(pages.begin(), pages.end(), 0);
+  if (static_cast<int64_t>(pages.size()) > engine->kv_pages()) return exhausted("the KV cache is too small to measure");
+
+  const SamplingParams greedy{.temperature = 0};
+  std::vector<int32_t> prompt(static_cast<size_t>(prompt_tokens), 3), output;
+  std::vector<double> rounds;
+  for (int round = 0; round < kStreams; ++round) {
+    output.clear();
+    Clock::time_point begin;
+    uint64_t sequence_number = 0;
+    const auto step = [&](std::span<const int32_t> tokens, int64_t first_position) {
+      StepBuilder builder(sequence_number++);
+      builder.add(tokens, first_position, pages, prompt_tokens, 1);
+      const SamplingRow row{.params = &greedy, .prompt_ids = prompt, .output_ids = output};
+      output.push_back(engine->execute(std::move(builder).build(), {&row, 1})[0].id);
+    };
+    step(prompt, 0);
+    begin = Clock::now();
+    for (int64_t i = 1; i < kStreamTokens; ++i) {
+      const int32_t last = output.back();
+      step({&last, 1}, prompt_tokens + i - 1);
+    }
+    rounds.push_back(seconds_between(begin, Clock::now()) / static_cast<double>(kStreamTokens - 1));
+  }
+  return median(std::move(rounds));
+}
+
+}  // namespace
+
+Result<ServerCost> measure_server(const ServeOptions& options) {
+  ServerCost cost;
+  cost.tokens = kStreamTokens;
+  int64_t prompt_tokens = 0;
+  {
+    const uint16_t port = free_port();
+    const auto started = Clock::now();
+    PLAIT_ASSIGN_OR_RETURN(ChildProcess server, start_server(options, port));
+    PLAIT_ASSIGN_OR_RETURN(const ChatStream first, first_stream(port, started));
+    cost.first_token_seconds = seconds_between(started, first.first_token);
+    std::vector<double> rounds;
+    for (int i = 0; i < kStreams; ++i) {
+      PLAIT_ASSIGN_OR_RETURN(const ChatStream stream, stream_chat(port, kPrompt, kStreamTokens));
+      prompt_tokens = stream.prompt_tokens;
+      rounds.push_back(seconds_between(stream.first_token, stream.last_token) /
+                       static_cast<double>(stream.completion_tokens - 1));
+    }
+    cost.streamed_seconds_per_token = median(std::move(rounds));
+    ::kill(server.pid(), SIGTERM);
+    server.wait();
+  }
+  PLAIT_ASSIGN_OR_RETURN(cost.step_seconds_per_token, time_engine_steps(options.engine, prompt_tokens));
+  return cost;
+}
+
+Status bench_server(const ServeOptions& options, BenchOptions::Format format) {
+  PLAIT_ASSIGN_OR_RETURN(const ServerCost cost, measure_server(options));
+  if (format == BenchOptions::Format::kJson) {
+    const boost::json::object document = {{"model", options.engine.model_path},
+                                          {"first_token_seconds", cost.first_token_seconds},
+                                          {"streamed_seconds_per_token", cost.streamed_seconds_per_token},
+                                          {"step_seconds_per_token", cost.step_seconds_per_token},
+                                          {"overhead_seconds_per_token", cost.overhead()},
+                                          {"tokens", cost.tokens}};
+    fmt::print("{}\n", boost::json::serialize(document));
+    return {};
+  }
+  fmt::print("{}, batch 1, {} tokens a stream, median of {} streams\n", options.engine.model_path, cost.tokens,
+             kStreams);
+  fmt::print("start of the process to the first token   {}\n", format_seconds(cost.first_token_seconds));
+  fmt::print("streamed over HTTP                        {} a token\n", format_seconds(cost.streamed_seconds_per_token));
+  fmt::print("the engine's own step                     {} a token\n", format_seconds(cost.step_seconds_per_token));
+  fmt::print("HTTP, text and scheduling                 {} a token\n", format_seconds(cost.overhead()));
+  return {};
+}
+
+}  // namespace plait

@@ -174,32 +174,37 @@ void read_ahead(const Job& job) {
   MappedFile::will_read({job.tensor->data, std::min(job.tensor->size_bytes, kReadAheadBytes)});
 }
 
-// Sorts what nobody asked for into set_aside and unexpected.
-void list_unused(const Checkpoint& checkpoint, const std::vector<Job>& jobs, int64_t num_hidden_layers,
-                 LoadReport& report) {
+LoadReport report_of(const Checkpoint& checkpoint, const std::vector<Job>& jobs, int64_t num_hidden_layers) {
+  LoadReport report;
   std::set<const StoredTensor*> used;
-  for (const Job& job : jobs) used.insert({job.tensor, job.scales});
+  for (const Job& job : jobs) {
+    used.insert({job.tensor, job.scales});
+    report.bytes += job.size_bytes();
+    report.tensors += job.scales ? 2 : 1;
+  }
   for (const auto& [name, tensor] : checkpoint.tensors()) {
     if (used.contains(&tensor)) continue;
     const bool known = is_mtp_tensor(name, num_hidden_layers) || is_rotary_table(name);
     (known ? report.set_aside : report.unexpected).push_back(name);
   }
+  return report;
 }
 
 }  // namespace
+
+Result<LoadReport> check_weights(const Checkpoint& checkpoint, std::span<const WeightRequest> requests,
+                                 int64_t num_hidden_layers) {
+  PLAIT_ASSIGN_OR_RETURN(const std::vector<Job> jobs, plan_jobs(checkpoint, requests));
+  return report_of(checkpoint, jobs, num_hidden_layers);
+}
 
 Result<LoadReport> load_weights(const Checkpoint& checkpoint, std::span<const WeightRequest> requests,
                                 const LoadOptions& options) {
   const auto begin = std::chrono::steady_clock::now();
   PLAIT_ASSIGN_OR_RETURN(const std::vector<Job> jobs, plan_jobs(checkpoint, requests));
-  LoadReport report;
-  list_unused(checkpoint, jobs, options.num_hidden_layers, report);
+  LoadReport report = report_of(checkpoint, jobs, options.num_hidden_layers);
   std::vector<size_t> job_bytes;
-  for (const Job& job : jobs) {
-    job_bytes.push_back(job.size_bytes());
-    report.bytes += job.size_bytes();
-    report.tensors += job.scales ? 2 : 1;
-  }
+  for (const Job& job : jobs) job_bytes.push_back(job.size_bytes());
 
   constexpr size_t kReadAheadJobs = 8;
   for (size_t i = 0; i < std::min(kReadAheadJobs, jobs.size()); ++i) read_ahead(jobs[i]);

@@ -47,6 +47,11 @@ struct LoadOptions {
 Result<LoadReport> load_weights(const Checkpoint& checkpoint, std::span<const WeightRequest> requests,
                                 const LoadOptions& options);
 
+// What load_weights would do, from the headers alone: the same report and the same errors, but for those that only
+// values can show.
+Result<LoadReport> check_weights(const Checkpoint& checkpoint, std::span<const WeightRequest> requests,
+                                 int64_t num_hidden_layers);
+
 // --load-format dummy: fills every request with reproducible small random values in `dtype`, without a checkpoint.
 // If `fp8_block` is set, quantisable requests get e4m3 values and scales.
 Result<LoadReport> load_dummy_weights(std::span<const WeightRequest> requests, DType dtype, int64_t fp8_block,

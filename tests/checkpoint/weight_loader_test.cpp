@@ -118,6 +118,12 @@ TEST(WeightLoader, WhatNobodyAskedForIsListed) {
   });
   const auto report = load_weights(*checkpoint, requests, {.num_hidden_layers = 6});
   ASSERT_TRUE(report.has_value()) << report.error().message;
+  const auto checked = check_weights(*checkpoint, requests, 6);
+  ASSERT_TRUE(checked.has_value());
+  EXPECT_EQ(checked->tensors, report->tensors);
+  EXPECT_EQ(checked->bytes, report->bytes);
+  EXPECT_EQ(checked->unexpected, report->unexpected);
+  EXPECT_EQ(checked->set_aside, report->set_aside);
   EXPECT_THAT(report->unexpected, ElementsAre("model.layers.2.self_attn.o_proj.weight",
                                               "model.layers.2.self_attn.o_proj.weight_scale_inv", "model.norm.weight"));
   EXPECT_FALSE(report->set_aside.empty());
@@ -179,6 +185,9 @@ TEST(WeightLoader, OneErrorNamesEverythingThatDoesNotFit) {
         "dtype BF16 instead of F32: scale_dtype_scale_inv", "missing: model.layers.{0-1}.absent (2 tensors)"})
     EXPECT_THAT(report.error().message, HasSubstr(line));
   EXPECT_EQ(written_tensors, 0) << "nothing is written before everything fits";
+  const auto checked = check_weights(*written.checkpoint, requests, 0);
+  ASSERT_TRUE(checked.has_error());
+  EXPECT_EQ(checked.error().message, report.error().message);
 }
 
 TEST(WeightLoader, NanInFp8WeightsIsRefusedWithItsPosition) {

@@ -8,10 +8,11 @@ namespace plait {
 namespace {
 
 constexpr VariableInfo kVariables[] = {
-    {Variable::kHfHubCache, "HF_HUB_CACHE", "folder of downloaded checkpoints, for hub ids in --model-path"},
-    {Variable::kHfHome, "HF_HOME", "its subfolder `hub` is that folder, where HF_HUB_CACHE is unset"},
-    {Variable::kXdgCacheHome, "XDG_CACHE_HOME", "its subfolder `huggingface/hub`, where both are unset"},
-    {Variable::kHome, "HOME", "its subfolder `.cache/huggingface/hub`, where all of them are unset"},
+    {Variable::kHfHubCache, "HF_HUB_CACHE", "folder of downloaded checkpoints, where --model-path is a hub id"},
+    {Variable::kHuggingfaceHubCache, "HUGGINGFACE_HUB_CACHE", "the same under its old name"},
+    {Variable::kHfHome, "HF_HOME", "next in turn: its subfolder hub"},
+    {Variable::kXdgCacheHome, "XDG_CACHE_HOME", "next in turn: its subfolder huggingface/hub"},
+    {Variable::kHome, "HOME", "last: its subfolder .cache/huggingface/hub"},
 };
 
 }  // namespace

@@ -11,7 +11,7 @@
 
 namespace plait {
 
-enum class Variable { kHfHubCache, kHfHome, kXdgCacheHome, kHome };
+enum class Variable { kHfHubCache, kHuggingfaceHubCache, kHfHome, kXdgCacheHome, kHome };
 
 struct VariableInfo {
   Variable variable;

@@ -1,25 +1,20 @@
 // Model names to folders: resolve_model_path of checkpoint.h.
-#include <cstdlib>
 #include <fstream>
 
+#include "base/environment.h"
 #include "checkpoint/checkpoint.h"
 
 namespace plait {
 namespace {
 
-std::optional<std::filesystem::path> environment_path(const char* name) {
-  const char* value = std::getenv(name);
-  if (!value || !*value) return std::nullopt;
-  return std::filesystem::path(value);
-}
-
 // In the order in which the hub's own client looks.
 std::filesystem::path hub_cache_folder() {
-  for (const char* name : {"HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"})
-    if (const auto folder = environment_path(name)) return *folder;
-  if (const auto home = environment_path("HF_HOME")) return *home / "hub";
-  if (const auto cache = environment_path("XDG_CACHE_HOME")) return *cache / "huggingface" / "hub";
-  return environment_path("HOME").value_or("/") / ".cache" / "huggingface" / "hub";
+  for (const Variable variable : {Variable::kHfHubCache, Variable::kHuggingfaceHubCache})
+    if (const auto folder = environment(variable)) return *folder;
+  if (const auto home = environment(Variable::kHfHome)) return std::filesystem::path(*home) / "hub";
+  if (const auto cache = environment(Variable::kXdgCacheHome))
+    return std::filesystem::path(*cache) / "huggingface" / "hub";
+  return std::filesystem::path(environment(Variable::kHome).value_or("/")) / ".cache" / "huggingface" / "hub";
 }
 
 bool is_plain_name(std::string_view name) {

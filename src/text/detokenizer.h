@@ -1,8 +1,10 @@
 // Turns one request's tokens into text as they come.
 //
 // Never gives out half a character: bytes of an unfinished UTF-8 sequence wait for the next token (U+FFFD at the end if
-// it never comes). Text that might be the beginning of a stop string waits too, so that a stop string is found across
-// any chunk border and never shown. One object per request; not thread safe.
+// it never comes). Text that might be the beginning of a stop string waits too, and no more than that, so that a stop
+// string is found across any chunk border and never shown. The stop string that is complete first matches (of several
+// complete at the same place the longest), however the text was cut into tokens. One object per request; not thread
+// safe.
 #pragma once
 
 #include <cstdint>
@@ -34,10 +36,17 @@ class StreamingDetokenizer {
   int64_t tokens_used() const { return tokens_used_; }
 
  private:
-  std::string release(std::string_view fresh, bool at_end);
+  // A stop string and how much of it the end of the text is.
+  struct StopString {
+    std::string text;
+    std::vector<uint32_t> fallback;  // by matched bytes: the next shorter prefix that the same text ends with
+    uint32_t matched = 0;            // bytes
+  };
+  std::string release(std::string_view fresh);
+  const StopString* advance(char byte);
 
   const Tokenizer* tokenizer_;
-  std::vector<std::string> stop_strings_;
+  std::vector<StopString> stop_strings_;
   bool skip_special_tokens_;
   bool include_stop_;
   std::string incomplete_;  // bytes of an unfinished character

@@ -1,0 +1,183 @@
+#include "model/deepseek_model.h"
+
+#include "base/assert.h"
+#include "kernels/embedding.h"
+#include "kernels/experts.h"
+#include "kernels/norm.h"
+#include "model/scratch.h"
+
+namespace plait {
+namespace {
+
+using kernels::Context;
+
+double product_flops(const kernels::PackedMatrix& matrix, double rows) {
+  return 2.0 * rows * static_cast<double>(matrix.out_features()) * static_cast<double>(matrix.in_features());
+}
+
+double product_flops(const FeedForwardWeights& weights, double rows) {
+  return product_flops(weights.gate_up, rows) + product_flops(weights.down, rows);
+}
+
+}  // namespace
+
+DeepseekModel::DeepseekModel(const ModelConfig& config, const ModelOptions& options)
+    : config_(config), options_(options), attention_(config, options.activation), experts_(config) {}
+
+std::vector<WeightRequest> DeepseekModel::weight_requests() {
+  DeepseekRequests made = deepseek_weight_requests(config_, options_, weights_);
+  expected_bytes_ = made.expected_bytes;
+  return std::move(made.requests);
+}
+
+Status DeepseekModel::finish_loading() {
+  // Absorbed matrices were made where kv_b was in hand (deepseek_weights.cpp): nothing has to be read twice.
+  if (weights_.lm_head.out_features() != config_.vocab_size || weights_.embedding.size_bytes() == 0)
+    return internal("finish_loading() was called before the weights were written");
+  loaded_ = true;
+  return {};
+}
+
+size_t DeepseekModel::weight_bytes() const {
+  return loaded_ ? size_bytes(weights_) : expected_bytes_;
+}
+
+KvSpec DeepseekModel::kv_spec() const {
+  KvSpec spec;
+  spec.components.push_back(attention_.kv_component(config_.num_hidden_layers));
+  return spec;
+}
+
+size_t DeepseekModel::scratch_bytes(int64_t rows, int64_t context_tokens) const {
+  const size_t streams = 3 * rows * config_.hidden_size * sizeof(float);
+  size_t feed_forward = 0;
+  if (config_.first_k_dense_replace > 0 || config_.gate.experts == 0 || config_.moe_layer_freq > 1)
+    feed_forward = feed_forward_scratch_bytes(rows, config_.intermediate_size);
+  if (config_.gate.experts > 0) feed_forward = std::max(feed_forward, experts_.scratch_bytes(config_, rows));
+  return streams + std::max(attention_.scratch_bytes(rows, context_tokens), feed_forward);
+}
+
+void DeepseekModel::forward(const Context& context, const Step& step, const KvMemory& kv, Rows logits,
+                            ForwardObserver* observer) {
+  PLAIT_ASSERT(loaded_, "forward() before finish_loading()");
+  PLAIT_ASSERT(logits.rows == static_cast<int64_t>(step.logit_rows.size()), "one row of logits per wanted row");
+  const int64_t rows = step.rows();
+  if (rows == 0) return;
+  rows_.assign(step);
+
+  const int64_t hidden = config_.hidden_size;
+  const Rows residual = scratch::rows(context, scratch::kResidual, rows, hidden);
+  const Rows normed = scratch::rows(context, scratch::kNormed, rows, hidden);
+  const Rows delta = scratch::rows(context, scratch::kDelta, rows, hidden);
+  kernels::embed(context, weights_.embedding.data(), weights_.embedding_dtype, step.token_ids, residual);
+  for (int64_t index = 0; index < config_.num_hidden_layers; ++index)
+    layer(context, index, step, kv, residual, normed, delta, observer);
+  if (!step.logit_rows.empty()) head(context, step, residual, delta, logits, observer);
+}
+
+// On entry `residual` lacks the last addition of the layer before, which is in `delta`: it is made together with the
+// norm that follows it. On exit the same holds for this layer.
+void DeepseekModel::layer(const Context& context, int64_t index, const Step& step, const KvMemory& kv, Rows residual,
+                          Rows normed, Rows delta, ForwardObserver* observer) {
+  const LayerWeights& weights = weights_.layers[index];
+  const auto eps = static_cast<float>(config_.rms_norm_eps);
+  if (index == 0)
+    kernels::rms_norm(context, residual, weights.input_norm.data(), eps, normed);
+  else
+    kernels::add_rms_norm(context, delta, residual, weights.input_norm.data(), eps, normed);
+  if (observer) observer->layer_input(index, residual);
+
+  const KvMemory::Component& latents = kv.components.front();
+  attention_.forward(context, weights.attention, step.positions, rows_,
+                     attention_.cache(latents.data + index * latents.layer_stride_bytes, kv.page_tokens), normed,
+                     delta);
+  kernels::add_rms_norm(context, delta, residual, weights.post_attention_norm.data(), eps, normed);
+
+  if (!config_.layer_has_experts(index)) {
+    feed_forward(context, weights.dense, normed, delta);
+    return;
+  }
+  const Routing routing = experts_.route(context, weights.moe, normed);
+  const int64_t k = config_.gate.experts_per_token;
+  if (observer) observer->routed_experts(index, {routing.expert_ids, static_cast<size_t>(normed.rows * k)}, k);
+  experts_.forward(context, weights.moe, routing, normed, delta);
+}
+
+// Final norm and head of the rows whose logits are wanted.
+void DeepseekModel::head(const Context& context, const Step& step, Rows residual, Rows delta, Rows logits,
+                         ForwardObserver* observer) const {
+  const int64_t wanted = logits.rows;
+  if (wanted < residual.rows) {
+    const Rows wanted_residual = scratch::rows(context, scratch::kLogitResidual, wanted, residual.cols);
+    const Rows wanted_delta = scratch::rows(context, scratch::kLogitDelta, wanted, residual.cols);
+    for (int64_t i = 0; i < wanted; ++i) {
+      std::copy_n(residual.row(step.logit_rows[i]), residual.cols, wanted_residual.row(i));
+      std::copy_n(delta.row(step.logit_rows[i]), delta.cols, wanted_delta.row(i));
+    }
+    residual = wanted_residual;
+    delta = wanted_delta;
+  }
+  const Rows normed = scratch::rows(context, scratch::kNormed, wanted, residual.cols);
+  kernels::add_rms_norm(context, delta, residual, weights_.final_norm.data(), static_cast<float>(config_.rms_norm_eps),
+                        normed);
+  if (observer) observer->final_hidden(normed);
+  kernels::linear(context, normed, weights_.lm_head, logits);
+}
+
+StepCost DeepseekModel::cost(const Step& step, int64_t distinct_experts) const {
+  StepCost cost;
+  const auto rows = static_cast<double>(step.rows());
+  if (step.rows() == 0) return cost;
+  int64_t expert_layers = 0;
+  for (int64_t index = 0; index < config_.num_hidden_layers; ++index) expert_layers += config_.layer_has_experts(index);
+  double per_layer = 0;
+  if (expert_layers > 0) {
+    const double share = static_cast<double>(config_.gate.experts_per_token) / config_.gate.experts;
+    per_layer = distinct_experts > 0 ? static_cast<double>(distinct_experts) / static_cast<double>(expert_layers)
+                                     : config_.gate.experts * (1 - std::pow(1 - share, rows));
+  }
+  for (const LayerWeights& layer : weights_.layers) add_layer_cost(layer, step, per_layer, cost);
+
+  cost.weight_bytes += rows * static_cast<double>(config_.hidden_size * size_of(weights_.embedding_dtype));
+  if (!step.logit_rows.empty()) {
+    cost.weight_bytes += static_cast<double>(weights_.lm_head.size_bytes());
+    cost.flops += product_flops(weights_.lm_head, static_cast<double>(step.logit_rows.size()));
+  }
+  return cost;
+}
+
+void DeepseekModel::add_layer_cost(const LayerWeights& weights, const Step& step, double distinct_experts,
+                                   StepCost& cost) const {
+  const auto rows = static_cast<double>(step.rows());
+  const MlaWeights& attention = weights.attention;
+  for (const kernels::PackedMatrix* matrix : {&attention.query_latent, &attention.q_b, &attention.o}) {
+    cost.weight_bytes += static_cast<double>(matrix->size_bytes());
+    cost.flops += product_flops(*matrix, rows);
+  }
+  bool expanded = false, absorbed = false;
+  const double kv_row_bytes = static_cast<double>(attention_.kv_component(1).row_bytes());
+  for (const StepSequence& sequence : step.sequences) {
+    const int64_t end = sequence.first_position + sequence.row_count;
+    expanded |= sequence.first_position < sequence.expanded_until;
+    absorbed |= end > sequence.expanded_until;
+    cost.kv_bytes += kv_row_bytes * static_cast<double>(end + sequence.row_count);  // read all, write the new
+    cost.flops += attention_.attention_flops(sequence);
+  }
+  if (expanded) cost.weight_bytes += static_cast<double>(attention.kv_b.size_bytes());
+  for (size_t head = 0; absorbed && head < attention.w_uk.size(); ++head)
+    cost.weight_bytes += static_cast<double>(attention.w_uk[head].size_bytes() + attention.w_uv[head].size_bytes());
+
+  if (weights.moe.experts.empty()) {
+    cost.weight_bytes += static_cast<double>(size_bytes(weights.dense));
+    cost.flops += product_flops(weights.dense, rows);
+    return;
+  }
+  const FeedForwardWeights& expert = weights.moe.experts.front();
+  const double router_weights = static_cast<double>(weights.moe.router.size());
+  cost.weight_bytes += router_weights * sizeof(float) + static_cast<double>(size_bytes(weights.moe.shared)) +
+                       distinct_experts * static_cast<double>(size_bytes(expert));
+  cost.flops += 2 * rows * router_weights + product_flops(weights.moe.shared, rows) +
+                product_flops(expert, rows * config_.gate.experts_per_token);
+}
+
+}  // namespace plait

@@ -1,0 +1,44 @@
+// DeepSeek-V2-Lite, V2, V3, R1 and Kimi-K2: MLA and a mixture of experts in pre-norm blocks.
+#pragma once
+
+#include <vector>
+
+#include "model/deepseek_weights.h"
+#include "model/feed_forward.h"
+#include "model/mla.h"
+#include "model/model.h"
+
+namespace plait {
+
+class DeepseekModel : public Model {
+ public:
+  DeepseekModel(const ModelConfig& config, const ModelOptions& options);
+
+  const ModelConfig& config() const override { return config_; }
+  std::vector<WeightRequest> weight_requests() override;
+  Status finish_loading() override;
+  size_t weight_bytes() const override;
+  KvSpec kv_spec() const override;
+  size_t scratch_bytes(int64_t rows, int64_t context_tokens) const override;
+  void forward(const kernels::Context& context, const Step& step, const KvMemory& kv, Rows logits,
+               ForwardObserver* observer) override;
+  StepCost cost(const Step& step, int64_t distinct_experts) const override;
+
+ private:
+  void layer(const kernels::Context& context, int64_t index, const Step& step, const KvMemory& kv, Rows residual,
+             Rows normed, Rows delta, ForwardObserver* observer);
+  void head(const kernels::Context& context, const Step& step, Rows residual, Rows delta, Rows logits,
+            ForwardObserver* observer) const;
+  void add_layer_cost(const LayerWeights& weights, const Step& step, double distinct_experts, StepCost& cost) const;
+
+  const ModelConfig config_;
+  const ModelOptions options_;
+  DeepseekWeights weights_;
+  size_t expected_bytes_ = 0;
+  bool loaded_ = false;
+  const MlaAttention attention_;
+  ExpertLayer experts_;
+  MlaRows rows_;  // of the step in hand
+};
+
+}  // namespace plait

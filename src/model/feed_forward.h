@@ -1,0 +1,46 @@
+// The feed-forward sub-block: one SwiGLU network for dense layers, gate and experts for the others.
+//
+// Functions of their arguments, like mla.h. The expert layer is a chain of stages (route, order, grouped products,
+// combine) over rows in expert order, so that dispatch to other ranks can take the place of the local order.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "checkpoint/model_config.h"
+#include "kernels/context.h"
+#include "kernels/linear.h"
+#include "model/deepseek_weights.h"
+#include "tensor/matrix.h"
+
+namespace plait {
+
+// y = down(silu(gate(x)) * up(x)). x: [rows, hidden]; y: [rows, hidden]
+void feed_forward(const kernels::Context& context, const FeedForwardWeights& weights, ConstRows x, Rows y);
+size_t feed_forward_scratch_bytes(int64_t rows, int64_t width);
+
+// Experts of every row and their weights, in workspace memory that the products of the same layer leave alone.
+struct Routing {
+  int32_t* expert_ids = nullptr;  // [rows, experts_per_token]
+  float* weights = nullptr;       // [rows, experts_per_token]
+};
+
+class ExpertLayer {
+ public:
+  explicit ExpertLayer(const ModelConfig& config);
+
+  Routing route(const kernels::Context& context, const MoeWeights& weights, ConstRows x) const;
+  // y = shared experts(x) + sum over the routed experts of weight * expert(x). x, y: [rows, hidden]
+  void forward(const kernels::Context& context, const MoeWeights& weights, const Routing& routing, ConstRows x, Rows y);
+
+  size_t scratch_bytes(const ModelConfig& config, int64_t rows) const;
+
+ private:
+  const GateConfig gate_;
+  const bool has_shared_;
+  // Reused from layer to layer
+  std::vector<kernels::RowGroup> gate_up_groups_;
+  std::vector<kernels::RowGroup> down_groups_;
+};
+
+}  // namespace plait

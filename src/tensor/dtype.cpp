@@ -78,6 +78,7 @@ uint8_t float_to_e4m3(float value) {
   if (std::isnan(value)) return sign | 0x7f;
   const float magnitude = std::fabs(value);
   if (magnitude >= 448) return sign | 0x7e;
+  if (magnitude == 0) return sign;  // frexp calls its exponent 0, not the smallest
   int exponent = 0;
   std::frexp(magnitude, &exponent);                 // magnitude = f * 2^exponent with f in [0.5, 1)
   const int step = std::max(exponent - 1, -6) - 3;  // the distance between neighbours is 2^step

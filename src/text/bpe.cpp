@@ -17,11 +17,12 @@ constexpr size_t kLongestPiece_bytes = size_t{1} << 30;
 BpeScratch::BpeScratch() : cache_(std::make_unique<WordCache>()) {}
 BpeScratch::~BpeScratch() = default;
 
-MergeTable::MergeTable(size_t merges) : slots_(std::bit_ceil(2 * merges + 2)) {}
+MergeTable::MergeTable(size_t merges)
+    : slots_(std::bit_ceil(2 * merges + 2)), shift_(64 - std::countr_zero(slots_.size())) {}
 
 size_t MergeTable::slot_of(uint64_t pair) const {
   const size_t mask = slots_.size() - 1;
-  size_t slot = (pair * 0x9E3779B97F4A7C15u >> 20) & mask;
+  size_t slot = pair * 0x9E3779B97F4A7C15u >> shift_;  // the high bits depend on both ids
   while (slots_[slot].pair != pair && slots_[slot].pair != UINT64_MAX) slot = (slot + 1) & mask;
   return slot;
 }
@@ -42,17 +43,20 @@ MergeTable::Merge MergeTable::find(int32_t left, int32_t right) const {
 }
 
 Bpe::Bpe(const Vocabulary* vocabulary, MergeTable merges, bool ignore_merges)
-    : vocabulary_(vocabulary), merges_(std::move(merges)), ignore_merges_(ignore_merges) {
+    : vocabulary_(vocabulary), merges_(std::move(merges)), byte_pairs_(65536), ignore_merges_(ignore_merges) {
   for (int byte = 0; byte < 256; ++byte) {
     const char text = static_cast<char>(byte);
     byte_ids_[byte] = vocabulary->id_of_bytes({&text, 1}).value_or(-1);
+  }
+  for (size_t left = 0; left < 256; ++left) {
+    for (size_t right = 0; right < 256; ++right)
+      byte_pairs_[left << 8 | right] = merges_.find(byte_ids_[left], byte_ids_[right]);
   }
 }
 
 void Bpe::encode(std::string_view piece, BpeScratch& scratch, std::vector<int32_t>& ids) const {
   if (piece.size() == 1) {
-    const int32_t id = byte_ids_[static_cast<unsigned char>(piece[0])];
-    if (id >= 0) ids.push_back(id);
+    ids.push_back(byte_ids_[static_cast<unsigned char>(piece[0])]);
     return;
   }
   WordCache::Entry* entry = scratch.cache_->slot(piece);
@@ -73,36 +77,35 @@ void Bpe::encode(std::string_view piece, BpeScratch& scratch, std::vector<int32_
 
 void Bpe::merge(std::string_view piece, BpeScratch& scratch, std::vector<int32_t>& ids) const {
   scratch.ids_.clear();
-  for (const char byte : piece) {
-    const int32_t id = byte_ids_[static_cast<unsigned char>(byte)];
-    if (id >= 0) scratch.ids_.push_back(id);
-  }
-  if (scratch.ids_.size() <= kShortPiece_bytes) {
-    merge_short(scratch);
+  for (const char byte : piece) scratch.ids_.push_back(byte_ids_[static_cast<unsigned char>(byte)]);
+  if (piece.size() <= kShortPiece_bytes) {
+    merge_short(piece, scratch);
   } else {
     merge_long(scratch);
   }
   ids.insert(ids.end(), scratch.ids_.begin(), scratch.ids_.end());
 }
 
-// O(n^2) with a very small constant: ranks_[i] is the rank of the pair that begins at i.
-void Bpe::merge_short(BpeScratch& scratch) const {
+// O(n^2) with a very small constant: merges[i] is what the pair that begins at i would become.
+void Bpe::merge_short(std::string_view piece, BpeScratch& scratch) const {
   std::vector<int32_t>& ids = scratch.ids_;
-  std::vector<uint32_t>& ranks = scratch.ranks_;
+  std::vector<MergeTable::Merge>& merges = scratch.merges_;
   size_t n = ids.size();
-  ranks.resize(n);
-  const auto rank_at = [&](size_t i) { return i + 1 < n ? merges_.find(ids[i], ids[i + 1]).rank : MergeTable::kNone; };
-  for (size_t i = 0; i < n; ++i) ranks[i] = rank_at(i);
+  merges.assign(n, MergeTable::Merge());
+  for (size_t i = 0; i + 1 < n; ++i)
+    merges[i] = byte_pairs_[static_cast<unsigned char>(piece[i]) << 8 | static_cast<unsigned char>(piece[i + 1])];
   while (n > 1) {
     size_t best = 0;
-    for (size_t i = 1; i < n; ++i) best = ranks[i] < ranks[best] ? i : best;
-    if (ranks[best] == MergeTable::kNone) break;
-    ids[best] = merges_.find(ids[best], ids[best + 1]).id;
-    std::copy(ids.begin() + best + 2, ids.begin() + n, ids.begin() + best + 1);
-    std::copy(ranks.begin() + best + 2, ranks.begin() + n, ranks.begin() + best + 1);
+    for (size_t i = 1; i + 1 < n; ++i) best = merges[i].rank < merges[best].rank ? i : best;
+    if (merges[best].rank == MergeTable::kNone) break;
+    ids[best] = merges[best].id;
     --n;
-    ranks[best] = rank_at(best);
-    if (best > 0) ranks[best - 1] = rank_at(best - 1);
+    for (size_t i = best + 1; i < n; ++i) {
+      ids[i] = ids[i + 1];
+      merges[i] = merges[i + 1];
+    }
+    if (best + 1 < n) merges[best] = merges_.find(ids[best], ids[best + 1]);
+    if (best > 0) merges[best - 1] = merges_.find(ids[best - 1], ids[best]);
   }
   ids.resize(n);
 }

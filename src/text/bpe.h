@@ -14,31 +14,6 @@
 
 namespace plait {
 
-class WordCache;
-
-// Memory that encoding needs, and words that were encoded lately. One thread at a time; for one Bpe only.
-class BpeScratch {
- public:
-  BpeScratch();
-  ~BpeScratch();
-
- private:
-  friend class Bpe;
-  struct Symbol {
-    int32_t id;  // -1: merged into an earlier one
-    uint32_t previous, next;
-  };
-  struct Candidate {
-    uint32_t rank, position;
-    int32_t left, right;
-  };
-  std::vector<int32_t> ids_;
-  std::vector<uint32_t> ranks_;
-  std::vector<Symbol> symbols_;
-  std::vector<Candidate> heap_;
-  std::unique_ptr<WordCache> cache_;
-};
-
 // (left id, right id) -> rank and id of what they merge to. Open addressing: one cache line a look-up.
 class MergeTable {
  public:
@@ -61,6 +36,32 @@ class MergeTable {
   size_t slot_of(uint64_t pair) const;
 
   std::vector<Slot> slots_;  // a power of two, at most half full
+  int shift_;
+};
+
+class WordCache;
+
+// Memory that encoding needs, and words that were encoded lately. One thread at a time; for one Bpe only.
+class BpeScratch {
+ public:
+  BpeScratch();
+  ~BpeScratch();
+
+ private:
+  friend class Bpe;
+  struct Symbol {
+    int32_t id;  // -1: merged into an earlier one
+    uint32_t previous, next;
+  };
+  struct Candidate {
+    uint32_t rank, position;
+    int32_t left, right;
+  };
+  std::vector<int32_t> ids_;
+  std::vector<MergeTable::Merge> merges_;
+  std::vector<Symbol> symbols_;
+  std::vector<Candidate> heap_;
+  std::unique_ptr<WordCache> cache_;
 };
 
 class Bpe {
@@ -68,18 +69,19 @@ class Bpe {
   // `vocabulary` outlives the object. `ignore_merges`: a piece that is a token is that token, whatever the merges say.
   Bpe(const Vocabulary* vocabulary, MergeTable merges, bool ignore_merges);
 
-  // Appends the ids of `piece`. Bytes without a token are left out.
+  // Appends the ids of `piece`, whose every byte has a token.
   void encode(std::string_view piece, BpeScratch& scratch, std::vector<int32_t>& ids) const;
 
  private:
   void merge(std::string_view piece, BpeScratch& scratch, std::vector<int32_t>& ids) const;
-  void merge_short(BpeScratch& scratch) const;
+  void merge_short(std::string_view piece, BpeScratch& scratch) const;
   void merge_long(BpeScratch& scratch) const;
   void push_candidate(uint32_t position, BpeScratch& scratch) const;
 
   const Vocabulary* vocabulary_;
-  std::array<int32_t, 256> byte_ids_;  // the token of each single byte; -1: none
+  std::array<int32_t, 256> byte_ids_;  // the token of each single byte; -1: none (it is no part of UTF-8)
   MergeTable merges_;
+  std::vector<MergeTable::Merge> byte_pairs_;  // of two single bytes, [left << 8 | right]
   bool ignore_merges_;
 };
 

@@ -1,6 +1,7 @@
 #include "text/pre_tokenizer.h"
 
 #include "base/log.h"
+#include "text/character_class.h"
 #include "text/utf8.h"
 
 namespace plait {
@@ -92,7 +93,9 @@ PieceScanner scanner_for(const std::vector<SplitStep>& steps, const ByteLevelSte
 }  // namespace
 
 PreTokenizer::PreTokenizer(std::vector<SplitStep> steps, ByteLevelStep byte_level)
-    : steps_(std::move(steps)), byte_level_(std::move(byte_level)), scanner_(scanner_for(steps_, byte_level_)) {}
+    : steps_(std::move(steps)), byte_level_(std::move(byte_level)), scanner_(scanner_for(steps_, byte_level_)) {
+  if (scanner_) character_classes();  // made now, not in the first request
+}
 
 void PreTokenizer::run_steps(std::string_view text, PreTokenizerScratch& scratch) const {
   scratch.gave_up = 0;

@@ -1,6 +1,7 @@
 #include <charconv>
 
-#include "text/json_fields.h"
+#include "base/json.h"
+#include "text/located.h"
 #include "text/split_scanners.h"
 #include "text/tokenizer_parts.h"
 #include "text/utf8.h"
@@ -8,7 +9,7 @@
 namespace plait {
 namespace {
 
-namespace json = boost::json;
+using json::Fields;
 
 // Kimi-K2 keeps this many ids behind the merges for special tokens; those without a name in the config are reserved.
 constexpr int32_t kSpecialSlots = 256;
@@ -98,26 +99,25 @@ Status add_special(int32_t id, std::string content, bool special, TokenizerParts
   return {};
 }
 
-Status read_named_special(std::string_view key, const json::value& value, TokenizerParts& parts) {
+Status read_named_special(const Fields& named, std::string_view key, TokenizerParts& parts) {
   int32_t id = -1;
   const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), id);
-  if (error != std::errc() || end != key.data() + key.size()) return corrupt("is no id");
-  if (!value.is_object()) return corrupt("an object is expected");
-  PLAIT_ASSIGN_OR_RETURN(const std::string_view content, string_field(value.get_object(), "content"));
-  if (content.empty() || content.size() > 4096) return corrupt("content: 1 to 4096 bytes are expected");
-  PLAIT_ASSIGN_OR_RETURN(const bool special, bool_field(value.get_object(), "special", true));
-  return add_special(id, std::string(content), special, parts);
+  if (error != std::errc() || end != key.data() + key.size()) return named.error(key, "is no id");
+  PLAIT_ASSIGN_OR_RETURN(const std::optional<Fields> token, named.object(key));
+  if (!token) return {};
+  PLAIT_ASSIGN_OR_RETURN(std::string content, token->required_string("content"));
+  if (content.empty() || content.size() > kMaxTokenBytes)
+    return token->error("content", fmt::format("must have 1 to {} bytes", kMaxTokenBytes));
+  PLAIT_ASSIGN_OR_RETURN(const std::optional<bool> special, token->boolean("special"));
+  return located(named.path_of(key), add_special(id, std::move(content), special.value_or(true), parts));
 }
 
-Status read_specials(const json::object& config, TokenizerParts& parts) {
+Status read_specials(const Fields& config, TokenizerParts& parts) {
   const int32_t first = parts.vocabulary->size();
-  if (find_field(config, "added_tokens_decoder")) {
-    PLAIT_ASSIGN_OR_RETURN(const json::object* named, object_field(config, "added_tokens_decoder"));
-    for (const auto& [key, value] : *named) {
-      const std::string_view id(key.data(), key.size());
-      PLAIT_RETURN_IF_ERROR(
-          located(fmt::format("added_tokens_decoder: \"{}\"", id), read_named_special(id, value, parts)));
-    }
+  PLAIT_ASSIGN_OR_RETURN(const std::optional<Fields> named, config.object("added_tokens_decoder"));
+  if (named) {
+    for (const auto& [key, value] : named->raw())
+      PLAIT_RETURN_IF_ERROR(read_named_special(*named, {key.data(), key.size()}, parts));
   }
   for (int32_t id = first; id < first + kSpecialSlots; ++id) {
     if (parts.vocabulary->bytes(id).empty())
@@ -128,11 +128,11 @@ Status read_specials(const json::object& config, TokenizerParts& parts) {
 
 }  // namespace
 
-Result<TokenizerParts> read_tiktoken(std::string_view ranks, const json::object& config) {
+Result<TokenizerParts> read_tiktoken(std::string_view ranks, const boost::json::object& config) {
   TokenizerParts parts;
   PLAIT_RETURN_IF_ERROR(read_ranks(ranks, *parts.vocabulary));
   parts.bpe.emplace(parts.vocabulary.get(), all_merges(*parts.vocabulary), true);
-  PLAIT_RETURN_IF_ERROR(read_specials(config, parts));
+  PLAIT_RETURN_IF_ERROR(read_specials(Fields(config, ErrorKind::kCorrupt), parts));
   PLAIT_ASSIGN_OR_RETURN(Regex regex, Regex::compile(kKimiK2Split));
   std::vector<SplitStep> steps;
   steps.push_back({std::move(regex), std::string(kKimiK2Split)});

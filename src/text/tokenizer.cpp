@@ -3,15 +3,14 @@
 #include <fstream>
 #include <mutex>
 
-#include "text/json_fields.h"
+#include "base/json.h"
+#include "text/located.h"
 #include "text/long_text.h"
 #include "text/tokenizer_parts.h"
 #include "text/utf8.h"
 
 namespace plait {
 namespace {
-
-constexpr uintmax_t kMaxFileBytes = 512u << 20;  // the largest published tokenizer.json has 20 MB
 
 // Everything that one encode() needs and a later one can use again.
 struct Scratch {
@@ -65,7 +64,7 @@ Result<std::string> read_text_file(const std::filesystem::path& path) {
   std::error_code error;
   const uintmax_t size = std::filesystem::file_size(path, error);
   if (error) return io_error(fmt::format("cannot read {}", path.string()), error.value());
-  if (size > kMaxFileBytes) return corrupt(fmt::format("{}: larger than any tokenizer file", path.string()));
+  if (size > kMaxTokenizerFileBytes) return corrupt(fmt::format("{}: larger than any tokenizer file", path.string()));
   std::string text(size, '\0');
   std::ifstream file(path, std::ios::binary);
   if (!file.read(text.data(), static_cast<std::streamsize>(size)))
@@ -78,11 +77,12 @@ Result<std::string> read_if_exists(const std::filesystem::path& path) {
   return read_text_file(path);
 }
 
-Status read_config(std::string_view config_json, boost::json::object& config) {
-  if (config_json.empty()) return {};
-  PLAIT_ASSIGN_OR_RETURN(boost::json::value value, parse_json_object(config_json, "the file"));
-  config = std::move(value.get_object());
-  return {};
+// tokenizer_config.json; an empty text counts as an empty object.
+Result<boost::json::object> parse_config(std::string_view text) {
+  if (text.empty()) return boost::json::object();
+  Result<boost::json::object> config = json::parse_object(text);
+  if (config.has_error()) return corrupt(std::move(config).error().message);
+  return config;
 }
 
 }  // namespace
@@ -109,8 +109,7 @@ Result<Tokenizer> Tokenizer::load(const std::filesystem::path& folder) {
   const std::filesystem::path json_path = folder / "tokenizer.json", ranks_path = folder / "tiktoken.model";
   const std::filesystem::path config_path = folder / "tokenizer_config.json";
   PLAIT_ASSIGN_OR_RETURN(const std::string config_json, read_if_exists(config_path));
-  boost::json::object config;
-  PLAIT_RETURN_IF_ERROR(located(config_path.string(), read_config(config_json, config)));
+  PLAIT_ASSIGN_OR_RETURN(const boost::json::object config, located(config_path.string(), parse_config(config_json)));
 
   TokenizerParts parts;
   if (std::filesystem::exists(json_path)) {
@@ -133,8 +132,8 @@ Result<Tokenizer> Tokenizer::load(const std::filesystem::path& folder) {
 }
 
 Result<Tokenizer> Tokenizer::parse(std::string_view tokenizer_json, std::string_view tokenizer_config_json) {
-  boost::json::object config;
-  PLAIT_RETURN_IF_ERROR(located("tokenizer_config.json", read_config(tokenizer_config_json, config)));
+  PLAIT_ASSIGN_OR_RETURN(const boost::json::object config,
+                         located("tokenizer_config.json", parse_config(tokenizer_config_json)));
   PLAIT_ASSIGN_OR_RETURN(TokenizerParts parts, located("tokenizer.json", read_tokenizer_json(tokenizer_json)));
   PLAIT_RETURN_IF_ERROR(located("tokenizer_config.json", apply_tokenizer_config(config, parts)));
   return Tokenizer(std::make_unique<const State>(std::move(parts)));

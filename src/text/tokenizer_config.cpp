@@ -1,60 +1,60 @@
 #include <boost/json/array.hpp>
 
-#include "text/json_fields.h"
+#include "base/json.h"
 #include "text/tokenizer_parts.h"
 
 namespace plait {
 namespace {
 
-namespace json = boost::json;
+using json::Fields;
 
 // "bos_token": "text", or an object with its "content"; absent or null: none.
-Result<std::optional<int32_t>> token_field(const json::object& config, std::string_view key,
-                                           const Vocabulary& vocabulary) {
-  const json::value* value = find_field(config, key);
+Result<std::optional<int32_t>> token_field(const Fields& config, std::string_view key, const Vocabulary& vocabulary) {
+  const boost::json::value* value = config.find(key);
   if (!value) return std::optional<int32_t>();
-  const json::object* object = value->if_object();
-  PLAIT_ASSIGN_OR_RETURN(const std::string_view content,
-                         object ? located(key, string_field(*object, "content")) : string_field(config, key));
+  std::string content;
+  if (value->is_object()) {
+    PLAIT_ASSIGN_OR_RETURN(const std::optional<Fields> token, config.object(key));
+    PLAIT_ASSIGN_OR_RETURN(content, token->required_string("content"));
+  } else {
+    PLAIT_ASSIGN_OR_RETURN(content, config.required_string(key));
+  }
   const std::optional<int32_t> id = vocabulary.id_of_written(content);
-  if (!id) return corrupt(fmt::format("{}: \"{}\" is not in the vocabulary", key, content));
+  if (!id) return config.error(key, fmt::format("\"{}\" is not in the vocabulary", content));
   return id;
 }
 
 // The library that trained the published models puts BOS and EOS as this file says, whatever tokenizer.json's
 // post-processor does; without the flags the post-processor decides.
-Status apply_flag(const json::object& config, std::string_view key, std::optional<int32_t> id, bool in_front,
+Status apply_flag(const Fields& config, std::string_view key, std::optional<int32_t> id, bool in_front,
                   std::vector<int32_t>& ids) {
-  if (!find_field(config, key)) return {};
-  PLAIT_ASSIGN_OR_RETURN(const bool wanted, bool_field(config, key, false));
-  if (wanted && !id) return corrupt(fmt::format("{} is true, but the token is not named", key));
+  PLAIT_ASSIGN_OR_RETURN(const std::optional<bool> wanted, config.boolean(key));
+  if (!wanted) return {};
+  if (*wanted && !id) return config.error(key, "is true, but the file does not name the token");
   if (!id) return {};
   std::erase(ids, *id);
-  if (wanted) ids.insert(in_front ? ids.begin() : ids.end(), *id);
+  if (*wanted) ids.insert(in_front ? ids.begin() : ids.end(), *id);
   return {};
 }
 
 // A string, or a list of {"name", "template"} of which "default" counts.
-Result<std::string> template_field(const json::object& config) {
-  const json::value* value = find_field(config, "chat_template");
+Result<std::string> template_field(const Fields& config) {
+  const boost::json::value* value = config.find("chat_template");
   if (!value) return std::string();
-  if (!value->is_array()) {
-    PLAIT_ASSIGN_OR_RETURN(const std::string_view text, string_field(config, "chat_template"));
-    return std::string(text);
-  }
-  for (const json::value& item : value->get_array()) {
-    const json::object* object = item.if_object();
-    const json::value* name = object ? find_field(*object, "name") : nullptr;
-    if (!name || *name != "default") continue;
-    PLAIT_ASSIGN_OR_RETURN(const std::string_view text, located("chat_template", string_field(*object, "template")));
-    return std::string(text);
+  if (!value->is_array()) return config.required_string("chat_template");
+  for (const boost::json::value& item : value->get_array()) {
+    if (!item.is_object()) return config.error("chat_template", "must be a text, or a list of objects");
+    const Fields named(item.get_object(), ErrorKind::kCorrupt, "chat_template[].");
+    PLAIT_ASSIGN_OR_RETURN(const std::string name, named.required_string("name"));
+    if (name == "default") return named.required_string("template");
   }
   return std::string();
 }
 
 }  // namespace
 
-Status apply_tokenizer_config(const json::object& config, TokenizerParts& parts) {
+Status apply_tokenizer_config(const boost::json::object& object, TokenizerParts& parts) {
+  const Fields config(object, ErrorKind::kCorrupt);
   PLAIT_ASSIGN_OR_RETURN(parts.bos_id, token_field(config, "bos_token", *parts.vocabulary));
   PLAIT_ASSIGN_OR_RETURN(parts.eos_id, token_field(config, "eos_token", *parts.vocabulary));
   PLAIT_RETURN_IF_ERROR(apply_flag(config, "add_bos_token", parts.bos_id, true, parts.prefix));

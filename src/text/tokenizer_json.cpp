@@ -1,83 +1,112 @@
 #include <boost/json/array.hpp>
 
+#include "base/json.h"
 #include "text/byte_level.h"
-#include "text/json_fields.h"
+#include "text/located.h"
 #include "text/tokenizer_parts.h"
-#include "text/utf8.h"
 
 namespace plait {
 namespace {
 
-namespace json = boost::json;
+using json::Fields;
 
+constexpr json::Limits kLimits{.bytes = kMaxTokenizerFileBytes, .depth = 64};
 constexpr size_t kMaxAddedTokenBytes = 4096;
 constexpr int kMaxSequenceDepth = 8;
 
 // GPT-2's words, which ByteLevel cuts by if it says use_regex.
 constexpr std::string_view kGpt2Words = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
-std::string_view view(const json::string& text) {
-  return {text.data(), text.size()};
-}
-std::string_view view(json::string_view text) {
+std::string_view view(boost::json::string_view text) {
   return {text.data(), text.size()};
 }
 
-Result<const json::object*> as_object(const json::value& value) {
-  if (!value.is_object()) return corrupt("an object is expected");
-  return &value.get_object();
+Error not_supported(const Fields& fields, std::string_view key, std::string_view what) {
+  return unsupported(fmt::format("{}: {}", fields.path_of(key), what));
 }
 
-// Calls visit(const object&) for each element of a "Sequence", or for the one object itself. Absent: not at all.
+// An object that is an element of an array or a field; `path` is its own.
+Result<Fields> object_at(const boost::json::value& value, const std::string& path) {
+  if (!value.is_object()) return corrupt(fmt::format("{}: must be an object, not {}", path, json::describe(value)));
+  return Fields(value.get_object(), ErrorKind::kCorrupt, path + ".");
+}
+
+Result<Fields> required_object(const Fields& fields, std::string_view key) {
+  PLAIT_ASSIGN_OR_RETURN(const std::optional<Fields> object, fields.object(key));
+  if (!object) return fields.error(key, "is missing");
+  return *object;
+}
+
+Result<const boost::json::array*> required_array(const Fields& fields, std::string_view key) {
+  const boost::json::value* value = fields.find(key);
+  if (!value || !value->is_array()) return fields.error(key, "must be an array");
+  return &value->get_array();
+}
+
+Result<bool> boolean_or(const Fields& fields, std::string_view key, bool otherwise) {
+  PLAIT_ASSIGN_OR_RETURN(const std::optional<bool> value, fields.boolean(key));
+  return value.value_or(otherwise);
+}
+
+// Calls visit(fields, type) for each element of a "Sequence", or for the one object itself.
 template <typename Visit>
-Status for_each_in_sequence(const json::value* value, std::string_view list_name, Visit visit, int depth = 0) {
-  if (!value) return {};
-  if (depth > kMaxSequenceDepth) return unsupported("sequences are nested too deeply");
-  PLAIT_ASSIGN_OR_RETURN(const json::object* object, as_object(*value));
-  PLAIT_ASSIGN_OR_RETURN(const std::string_view type, string_field(*object, "type"));
-  if (type != "Sequence") return located(type, visit(*object, type));
-  PLAIT_ASSIGN_OR_RETURN(const json::array* items, array_field(*object, list_name));
+Status for_each_in_sequence(const boost::json::value& value, const std::string& path, std::string_view list_name,
+                            const Visit& visit, int depth = 0) {
+  if (depth > kMaxSequenceDepth) return unsupported(fmt::format("{}: sequences are nested too deeply", path));
+  PLAIT_ASSIGN_OR_RETURN(const Fields fields, object_at(value, path));
+  PLAIT_ASSIGN_OR_RETURN(const std::string type, fields.required_string("type"));
+  if (type != "Sequence") return visit(fields, type);
+  PLAIT_ASSIGN_OR_RETURN(const boost::json::array* items, required_array(fields, list_name));
   for (size_t i = 0; i < items->size(); ++i)
-    PLAIT_RETURN_IF_ERROR(
-        located(fmt::format("{}[{}]", list_name, i), for_each_in_sequence(&(*items)[i], list_name, visit, depth + 1)));
+    PLAIT_RETURN_IF_ERROR(for_each_in_sequence((*items)[i], fmt::format("{}[{}]", fields.path_of(list_name), i),
+                                               list_name, visit, depth + 1));
   return {};
+}
+
+// The same for a field of the file; absent: nothing to visit.
+template <typename Visit>
+Status for_each_step(const Fields& root, std::string_view key, std::string_view list_name, const Visit& visit) {
+  const boost::json::value* value = root.find(key);
+  if (!value) return {};
+  return for_each_in_sequence(*value, std::string(key), list_name, visit);
 }
 
 // --- model ---
 
-Status read_vocabulary(const json::object& model, Vocabulary& vocabulary) {
-  PLAIT_ASSIGN_OR_RETURN(const json::object* vocab, object_field(model, "vocab"));
-  for (const auto& [key, value] : *vocab) {
+Status read_vocabulary(const Fields& model, Vocabulary& vocabulary) {
+  PLAIT_ASSIGN_OR_RETURN(const Fields vocab, required_object(model, "vocab"));
+  for (const auto& [key, value] : vocab.raw()) {
     const std::string_view written = view(key);
-    if (!value.is_int64()) return corrupt(fmt::format("vocab: the id of \"{}\" is no integer", written));
-    if (written.empty()) return corrupt("vocab: an empty token");
+    if (!value.is_int64()) return vocab.error(written, "the id must be an integer");
+    if (written.empty()) return vocab.error(written, "an empty token");
     std::optional<std::string> bytes = bytes_of_written(written);
-    PLAIT_RETURN_IF_ERROR(located("vocab", bytes ? vocabulary.add_bytes(value.get_int64(), *std::move(bytes))
-                                                 : vocabulary.add_literal(value.get_int64(), std::string(written))));
+    PLAIT_RETURN_IF_ERROR(
+        located("model.vocab", bytes ? vocabulary.add_bytes(value.get_int64(), *std::move(bytes))
+                                     : vocabulary.add_literal(value.get_int64(), std::string(written))));
   }
   return {};
 }
 
 // "left right" or ["left", "right"]
-Result<std::pair<std::string_view, std::string_view>> merge_sides(const json::value& value) {
+Result<std::pair<std::string_view, std::string_view>> merge_sides(const boost::json::value& value) {
   if (value.is_string()) {
     const std::string_view text = view(value.get_string());
     const size_t space = text.find(' ');
     if (space != std::string_view::npos && text.find(' ', space + 1) == std::string_view::npos)
       return std::pair{text.substr(0, space), text.substr(space + 1)};
   } else if (value.is_array()) {
-    const json::array& sides = value.get_array();
+    const boost::json::array& sides = value.get_array();
     if (sides.size() == 2 && sides[0].is_string() && sides[1].is_string())
       return std::pair{view(sides[0].get_string()), view(sides[1].get_string())};
   }
-  return corrupt("two tokens are expected, as \"left right\" or [\"left\", \"right\"]");
+  return corrupt("must be two tokens, as \"left right\" or [\"left\", \"right\"]");
 }
 
 struct MergeEntry {
   int32_t left, right, id;
 };
 
-Result<MergeEntry> read_merge(const json::value& value, const Vocabulary& vocabulary) {
+Result<MergeEntry> read_merge(const boost::json::value& value, const Vocabulary& vocabulary) {
   PLAIT_ASSIGN_OR_RETURN(const auto sides, merge_sides(value));
   std::string both;
   std::array<int32_t, 2> ids{};
@@ -93,13 +122,13 @@ Result<MergeEntry> read_merge(const json::value& value, const Vocabulary& vocabu
   return MergeEntry{ids[0], ids[1], *merged};
 }
 
-Result<MergeTable> read_merges(const json::object& model, const Vocabulary& vocabulary) {
-  PLAIT_ASSIGN_OR_RETURN(const json::array* merges, array_field(model, "merges"));
+Result<MergeTable> read_merges(const Fields& model, const Vocabulary& vocabulary) {
+  PLAIT_ASSIGN_OR_RETURN(const boost::json::array* merges, required_array(model, "merges"));
   MergeTable table(merges->size());
   for (size_t rank = 0; rank < merges->size(); ++rank) {
-    PLAIT_ASSIGN_OR_RETURN(const MergeEntry merge,
-                           located(fmt::format("merges[{}]", rank), read_merge((*merges)[rank], vocabulary)));
-    table.insert(merge.left, merge.right, {static_cast<uint32_t>(rank), merge.id});
+    Result<MergeEntry> merge = read_merge((*merges)[rank], vocabulary);
+    if (merge.has_error()) return std::move(merge).error().within(fmt::format("model.merges[{}]", rank));
+    table.insert(merge->left, merge->right, {static_cast<uint32_t>(rank), merge->id});
   }
   return table;
 }
@@ -109,63 +138,61 @@ Status check_alphabet(const Vocabulary& vocabulary) {
   for (int byte = 0; byte < 0xF5; ++byte) {
     const char text = static_cast<char>(byte);
     if (byte == 0xC0 || byte == 0xC1 || vocabulary.id_of_bytes({&text, 1})) continue;
-    return corrupt(fmt::format("vocab: no token for byte 0x{:02X} (\"{}\")", byte, written_of_bytes({&text, 1})));
+    return corrupt(fmt::format("model.vocab: no token for byte 0x{:02X} (\"{}\")", byte, written_of_bytes({&text, 1})));
   }
   return {};
 }
 
-Status refuse_model_options(const json::object& model) {
-  if (const json::value* type = find_field(model, "type"); type && *type != "BPE")
-    return unsupported("type: only BPE tokenizers are supported");
+Status refuse_model_options(const Fields& model) {
+  PLAIT_ASSIGN_OR_RETURN(const std::optional<std::string> type, model.string("type"));
+  if (type.value_or("BPE") != "BPE") return not_supported(model, "type", "only BPE tokenizers are supported");
   for (const std::string_view option : {"unk_token", "continuing_subword_prefix", "end_of_word_suffix"}) {
-    const json::value* value = find_field(model, option);
-    if (value && *value != "") return unsupported(fmt::format("{}: not supported for byte-level BPE", option));
+    PLAIT_ASSIGN_OR_RETURN(const std::optional<std::string> value, model.string(option));
+    if (!value.value_or("").empty()) return not_supported(model, option, "not supported for byte-level BPE");
   }
-  const json::value* dropout = find_field(model, "dropout");
-  if (dropout && !(dropout->is_number() && dropout->to_number<double>() == 0))
-    return unsupported("dropout: not supported");
-  PLAIT_ASSIGN_OR_RETURN(const bool byte_fallback, bool_field(model, "byte_fallback", false));
-  if (byte_fallback) return unsupported("byte_fallback: not supported for byte-level BPE");
+  PLAIT_ASSIGN_OR_RETURN(const std::optional<double> dropout, model.number("dropout"));
+  if (dropout.value_or(0) != 0) return not_supported(model, "dropout", "is for training only");
+  PLAIT_ASSIGN_OR_RETURN(const bool byte_fallback, boolean_or(model, "byte_fallback", false));
+  if (byte_fallback) return not_supported(model, "byte_fallback", "not supported for byte-level BPE");
   return {};
 }
 
-Status read_model(const json::object& model, TokenizerParts& parts) {
+Status read_model(const Fields& root, TokenizerParts& parts) {
+  PLAIT_ASSIGN_OR_RETURN(const Fields model, required_object(root, "model"));
   PLAIT_RETURN_IF_ERROR(refuse_model_options(model));
   PLAIT_RETURN_IF_ERROR(read_vocabulary(model, *parts.vocabulary));
   PLAIT_RETURN_IF_ERROR(check_alphabet(*parts.vocabulary));
   PLAIT_ASSIGN_OR_RETURN(MergeTable merges, read_merges(model, *parts.vocabulary));
-  PLAIT_ASSIGN_OR_RETURN(const bool ignore_merges, bool_field(model, "ignore_merges", false));
+  PLAIT_ASSIGN_OR_RETURN(const bool ignore_merges, boolean_or(model, "ignore_merges", false));
   parts.bpe.emplace(parts.vocabulary.get(), std::move(merges), ignore_merges);
   return {};
 }
 
 // --- added_tokens ---
 
-Result<AddedToken> read_added_token(const json::value& value) {
-  PLAIT_ASSIGN_OR_RETURN(const json::object* object, as_object(value));
+Result<AddedToken> read_added_token(const Fields& fields) {
   AddedToken token;
-  PLAIT_ASSIGN_OR_RETURN(const int64_t id, integer_field(*object, "id"));
-  if (id < 0 || id > Vocabulary::kMaxId) return corrupt(fmt::format("id {} is not in 0..{}", id, Vocabulary::kMaxId));
+  PLAIT_ASSIGN_OR_RETURN(const int64_t id, fields.required_integer("id", {0, Vocabulary::kMaxId}));
   token.id = static_cast<int32_t>(id);
-  PLAIT_ASSIGN_OR_RETURN(const std::string_view content, string_field(*object, "content"));
-  if (content.empty() || content.size() > kMaxAddedTokenBytes)
-    return corrupt(fmt::format("content: 1 to {} bytes are expected", kMaxAddedTokenBytes));
-  token.content = content;
-  PLAIT_ASSIGN_OR_RETURN(token.special, bool_field(*object, "special", false));
-  PLAIT_ASSIGN_OR_RETURN(token.normalized, bool_field(*object, "normalized", !token.special));
-  PLAIT_ASSIGN_OR_RETURN(token.single_word, bool_field(*object, "single_word", false));
-  PLAIT_ASSIGN_OR_RETURN(token.lstrip, bool_field(*object, "lstrip", false));
-  PLAIT_ASSIGN_OR_RETURN(token.rstrip, bool_field(*object, "rstrip", false));
+  PLAIT_ASSIGN_OR_RETURN(token.content, fields.required_string("content"));
+  if (token.content.empty() || token.content.size() > kMaxAddedTokenBytes)
+    return fields.error("content", fmt::format("must have 1 to {} bytes", kMaxAddedTokenBytes));
+  PLAIT_ASSIGN_OR_RETURN(token.special, boolean_or(fields, "special", false));
+  PLAIT_ASSIGN_OR_RETURN(token.normalized, boolean_or(fields, "normalized", !token.special));
+  PLAIT_ASSIGN_OR_RETURN(token.single_word, boolean_or(fields, "single_word", false));
+  PLAIT_ASSIGN_OR_RETURN(token.lstrip, boolean_or(fields, "lstrip", false));
+  PLAIT_ASSIGN_OR_RETURN(token.rstrip, boolean_or(fields, "rstrip", false));
   return token;
 }
 
-Status read_added_tokens(const json::object& root, TokenizerParts& parts) {
-  if (!find_field(root, "added_tokens")) return {};
-  PLAIT_ASSIGN_OR_RETURN(const json::array* tokens, array_field(root, "added_tokens"));
+Status read_added_tokens(const Fields& root, TokenizerParts& parts) {
+  if (!root.has("added_tokens")) return {};
+  PLAIT_ASSIGN_OR_RETURN(const boost::json::array* tokens, required_array(root, "added_tokens"));
   for (size_t i = 0; i < tokens->size(); ++i) {
-    const std::string where = fmt::format("added_tokens[{}]", i);
-    PLAIT_ASSIGN_OR_RETURN(AddedToken token, located(where, read_added_token((*tokens)[i])));
-    PLAIT_RETURN_IF_ERROR(located(where, parts.vocabulary->add_added(token.id, token.content, token.special)));
+    const std::string path = fmt::format("added_tokens[{}]", i);
+    PLAIT_ASSIGN_OR_RETURN(const Fields fields, object_at((*tokens)[i], path));
+    PLAIT_ASSIGN_OR_RETURN(AddedToken token, read_added_token(fields));
+    PLAIT_RETURN_IF_ERROR(located(path, parts.vocabulary->add_added(token.id, token.content, token.special)));
     parts.added_tokens.push_back(std::move(token));
   }
   return {};
@@ -173,34 +200,33 @@ Status read_added_tokens(const json::object& root, TokenizerParts& parts) {
 
 // --- normalizer ---
 
-Status read_normalizer(const json::object& root, TokenizerParts& parts) {
-  const auto read_one = [&](const json::object&, std::string_view type) -> Status {
-    constexpr std::pair<std::string_view, NormalForm> kForms[] = {
-        {"NFC", NormalForm::kNfc}, {"NFD", NormalForm::kNfd}, {"NFKC", NormalForm::kNfkc}, {"NFKD", NormalForm::kNfkd}};
+Status read_normalizer(const Fields& root, TokenizerParts& parts) {
+  constexpr std::pair<std::string_view, NormalForm> kForms[] = {
+      {"NFC", NormalForm::kNfc}, {"NFD", NormalForm::kNfd}, {"NFKC", NormalForm::kNfkc}, {"NFKD", NormalForm::kNfkd}};
+  return for_each_step(root, "normalizer", "normalizers", [&](const Fields& fields, std::string_view type) -> Status {
     for (const auto& [name, form] : kForms) {
       if (type != name) continue;
       parts.normalizer.push_back(form);
       return {};
     }
-    return unsupported("this normalizer is not supported");
-  };
-  return located("normalizer", for_each_in_sequence(find_field(root, "normalizer"), "normalizers", read_one));
+    return not_supported(fields, "type", fmt::format("the normalizer {} is not supported", type));
+  });
 }
 
 // --- pre_tokenizer ---
 
-Result<SplitBehavior> read_behavior(const json::object& split) {
+Result<SplitBehavior> read_behavior(const Fields& split) {
   constexpr std::pair<std::string_view, SplitBehavior> kBehaviors[] = {
       {"Isolated", SplitBehavior::kIsolated},
       {"Removed", SplitBehavior::kRemoved},
       {"MergedWithPrevious", SplitBehavior::kMergedWithPrevious},
       {"MergedWithNext", SplitBehavior::kMergedWithNext},
       {"Contiguous", SplitBehavior::kContiguous}};
-  PLAIT_ASSIGN_OR_RETURN(const std::string_view word, string_field(split, "behavior"));
+  PLAIT_ASSIGN_OR_RETURN(const std::string word, split.required_string("behavior"));
   for (const auto& [name, behavior] : kBehaviors) {
     if (word == name) return behavior;
   }
-  return unsupported(fmt::format("behavior: \"{}\" is not supported", word));
+  return not_supported(split, "behavior", fmt::format("\"{}\" is not supported", word));
 }
 
 Result<SplitStep> make_step(std::string_view pattern, SplitBehavior behavior) {
@@ -208,16 +234,17 @@ Result<SplitStep> make_step(std::string_view pattern, SplitBehavior behavior) {
   return SplitStep{std::move(regex), std::string(pattern), behavior, false};
 }
 
-Result<SplitStep> read_split(const json::object& split) {
-  PLAIT_ASSIGN_OR_RETURN(const json::object* pattern, object_field(split, "pattern"));
+Result<SplitStep> read_split(const Fields& split) {
+  PLAIT_ASSIGN_OR_RETURN(const Fields pattern, required_object(split, "pattern"));
   PLAIT_ASSIGN_OR_RETURN(const SplitBehavior behavior, read_behavior(split));
-  PLAIT_ASSIGN_OR_RETURN(const bool invert, bool_field(split, "invert", false));
-  const json::value* literal = find_field(*pattern, "String");
-  PLAIT_ASSIGN_OR_RETURN(const std::string_view text, string_field(*pattern, literal ? "String" : "Regex"));
-  if (text.empty()) return corrupt("pattern: is empty");
+  PLAIT_ASSIGN_OR_RETURN(const bool invert, boolean_or(split, "invert", false));
+  const bool literal = pattern.has("String");
+  const std::string_view key = literal ? "String" : "Regex";
+  PLAIT_ASSIGN_OR_RETURN(const std::string text, pattern.required_string(key));
+  if (text.empty()) return pattern.error(key, "is empty");
   PLAIT_ASSIGN_OR_RETURN(Regex regex,
-                         located("pattern", literal ? Regex::compile_literal(text) : Regex::compile(text)));
-  return SplitStep{std::move(regex), literal ? std::string() : std::string(text), behavior, invert};
+                         located(pattern.path_of(key), literal ? Regex::compile_literal(text) : Regex::compile(text)));
+  return SplitStep{std::move(regex), literal ? std::string() : text, behavior, invert};
 }
 
 struct PreTokenizerSteps {
@@ -225,24 +252,26 @@ struct PreTokenizerSteps {
   std::optional<ByteLevelStep> byte_level;
 };
 
-Status read_pre_tokenizer_step(const json::object& object, std::string_view type, PreTokenizerSteps& steps) {
-  if (steps.byte_level) return unsupported("a step behind ByteLevel, which would see bytes instead of text");
+Status read_pre_tokenizer_step(const Fields& fields, std::string_view type, PreTokenizerSteps& steps) {
+  if (steps.byte_level)
+    return not_supported(fields, "type", "a step behind ByteLevel, which would see bytes instead of text");
   if (type == "Split") {
-    PLAIT_ASSIGN_OR_RETURN(SplitStep step, read_split(object));
+    PLAIT_ASSIGN_OR_RETURN(SplitStep step, read_split(fields));
     steps.splits.push_back(std::move(step));
     return {};
   }
   if (type == "Digits") {
-    PLAIT_ASSIGN_OR_RETURN(const bool individual, bool_field(object, "individual_digits", false));
+    PLAIT_ASSIGN_OR_RETURN(const bool individual, boolean_or(fields, "individual_digits", false));
     PLAIT_ASSIGN_OR_RETURN(SplitStep step,
                            make_step(R"(\p{N})", individual ? SplitBehavior::kIsolated : SplitBehavior::kContiguous));
     steps.splits.push_back(std::move(step));
     return {};
   }
-  if (type != "ByteLevel") return unsupported("this pre-tokenizer is not supported");
+  if (type != "ByteLevel")
+    return not_supported(fields, "type", fmt::format("the pre-tokenizer {} is not supported", type));
   ByteLevelStep last;
-  PLAIT_ASSIGN_OR_RETURN(last.prefix_space, bool_field(object, "add_prefix_space", true));
-  PLAIT_ASSIGN_OR_RETURN(const bool use_regex, bool_field(object, "use_regex", true));
+  PLAIT_ASSIGN_OR_RETURN(last.prefix_space, boolean_or(fields, "add_prefix_space", true));
+  PLAIT_ASSIGN_OR_RETURN(const bool use_regex, boolean_or(fields, "use_regex", true));
   if (use_regex) {
     PLAIT_ASSIGN_OR_RETURN(last.words, make_step(kGpt2Words, SplitBehavior::kIsolated));
   }
@@ -250,14 +279,13 @@ Status read_pre_tokenizer_step(const json::object& object, std::string_view type
   return {};
 }
 
-Status read_pre_tokenizer(const json::object& root, TokenizerParts& parts) {
+Status read_pre_tokenizer(const Fields& root, TokenizerParts& parts) {
   PreTokenizerSteps steps;
-  const auto read_one = [&](const json::object& object, std::string_view type) {
-    return read_pre_tokenizer_step(object, type, steps);
-  };
-  PLAIT_RETURN_IF_ERROR(
-      located("pre_tokenizer", for_each_in_sequence(find_field(root, "pre_tokenizer"), "pretokenizers", read_one)));
-  if (!steps.byte_level) return unsupported("pre_tokenizer: only byte-level tokenizers (with a ByteLevel step)");
+  PLAIT_RETURN_IF_ERROR(for_each_step(root, "pre_tokenizer", "pretokenizers", [&](const Fields& fields, auto type) {
+    return read_pre_tokenizer_step(fields, type, steps);
+  }));
+  if (!steps.byte_level)
+    return not_supported(root, "pre_tokenizer", "only byte-level tokenizers are supported (a ByteLevel step)");
   parts.pre_tokenizer.emplace(std::move(steps.splits), *std::move(steps.byte_level));
   return {};
 }
@@ -265,66 +293,67 @@ Status read_pre_tokenizer(const json::object& root, TokenizerParts& parts) {
 // --- post_processor ---
 
 // Ids of one "SpecialToken" of a template.
-Status read_template_token(const json::object& processor, const json::object& token, const Vocabulary& vocabulary,
+Status read_template_token(const Fields& processor, const Fields& token, const Vocabulary& vocabulary,
                            std::vector<int32_t>& ids) {
-  PLAIT_ASSIGN_OR_RETURN(const std::string_view name, string_field(token, "id"));
-  PLAIT_ASSIGN_OR_RETURN(const json::object* specials, object_field(processor, "special_tokens"));
-  PLAIT_ASSIGN_OR_RETURN(const json::object* special, located("special_tokens", object_field(*specials, name)));
-  PLAIT_ASSIGN_OR_RETURN(const json::array* values, located(name, array_field(*special, "ids")));
-  for (const json::value& value : *values) {
-    const bool known = value.is_int64() && value.get_int64() >= 0 && value.get_int64() < vocabulary.size() &&
-                       !vocabulary.bytes(static_cast<int32_t>(value.get_int64())).empty();
-    if (!known) return corrupt(fmt::format("special_tokens: \"{}\" has an id that is no token", name));
-    ids.push_back(static_cast<int32_t>(value.get_int64()));
+  PLAIT_ASSIGN_OR_RETURN(const std::string name, token.required_string("id"));
+  PLAIT_ASSIGN_OR_RETURN(const Fields specials, required_object(processor, "special_tokens"));
+  PLAIT_ASSIGN_OR_RETURN(const Fields special, required_object(specials, name));
+  PLAIT_ASSIGN_OR_RETURN(const auto values, special.integers("ids", {0, Vocabulary::kMaxId}));
+  if (!values) return special.error("ids", "is missing");
+  for (const int64_t value : *values) {
+    const auto id = static_cast<int32_t>(value);
+    if (vocabulary.bytes(id).empty()) return special.error("ids", fmt::format("{} is no token", id));
+    ids.push_back(id);
   }
   return {};
 }
 
-Status read_template(const json::object& processor, TokenizerParts& parts) {
-  PLAIT_ASSIGN_OR_RETURN(const json::array* items, array_field(processor, "single"));
+Status read_template(const Fields& processor, TokenizerParts& parts) {
+  PLAIT_ASSIGN_OR_RETURN(const boost::json::array* items, required_array(processor, "single"));
   std::vector<int32_t> before, after;
   bool seen_text = false;
-  for (const json::value& item : *items) {
-    PLAIT_ASSIGN_OR_RETURN(const json::object* object, located("single", as_object(item)));
-    if (const json::value* token = find_field(*object, "SpecialToken"); token && token->is_object()) {
-      PLAIT_RETURN_IF_ERROR(
-          read_template_token(processor, token->get_object(), *parts.vocabulary, seen_text ? after : before));
-    } else if (find_field(*object, "Sequence") && !seen_text) {
+  for (const boost::json::value& value : *items) {
+    PLAIT_ASSIGN_OR_RETURN(const Fields item, object_at(value, processor.path_of("single")));
+    PLAIT_ASSIGN_OR_RETURN(const std::optional<Fields> token, item.object("SpecialToken"));
+    if (token) {
+      PLAIT_RETURN_IF_ERROR(read_template_token(processor, *token, *parts.vocabulary, seen_text ? after : before));
+    } else if (item.has("Sequence") && !seen_text) {
       seen_text = true;
     } else {
-      return unsupported("single: special tokens around one sequence are expected");
+      return not_supported(processor, "single", "must be special tokens around one sequence");
     }
   }
-  if (!seen_text) return unsupported("single: has no sequence");
+  if (!seen_text) return not_supported(processor, "single", "has no sequence");
   parts.prefix.insert(parts.prefix.begin(), before.begin(), before.end());
   parts.suffix.insert(parts.suffix.end(), after.begin(), after.end());
   return {};
 }
 
-Status read_post_processor(const json::object& root, TokenizerParts& parts) {
-  const auto read_one = [&](const json::object& object, std::string_view type) -> Status {
-    if (type == "TemplateProcessing") return read_template(object, parts);
+Status read_post_processor(const Fields& root, TokenizerParts& parts) {
+  const auto read_one = [&](const Fields& fields, std::string_view type) -> Status {
+    if (type == "TemplateProcessing") return read_template(fields, parts);
     if (type == "ByteLevel") return {};  // concerns offsets only
-    return unsupported("this post-processor is not supported");
+    return not_supported(fields, "type", fmt::format("the post-processor {} is not supported", type));
   };
-  return located("post_processor", for_each_in_sequence(find_field(root, "post_processor"), "processors", read_one));
+  return for_each_step(root, "post_processor", "processors", read_one);
 }
 
-Status check_decoder(const json::object& root) {
-  PLAIT_ASSIGN_OR_RETURN(const json::object* decoder, object_field(root, "decoder"));
-  PLAIT_ASSIGN_OR_RETURN(const std::string_view type, located("decoder", string_field(*decoder, "type")));
-  if (type != "ByteLevel") return unsupported(fmt::format("decoder: {} is not supported, only ByteLevel", type));
+Status check_decoder(const Fields& root) {
+  PLAIT_ASSIGN_OR_RETURN(const Fields decoder, required_object(root, "decoder"));
+  PLAIT_ASSIGN_OR_RETURN(const std::string type, decoder.required_string("type"));
+  if (type != "ByteLevel")
+    return not_supported(decoder, "type", fmt::format("the decoder {} is not supported, only ByteLevel", type));
   return {};
 }
 
 }  // namespace
 
 Result<TokenizerParts> read_tokenizer_json(std::string_view text) {
-  PLAIT_ASSIGN_OR_RETURN(const json::value value, parse_json_object(text, "the file"));
-  const json::object& root = value.get_object();
+  Result<boost::json::object> object = json::parse_object(text, kLimits);
+  if (object.has_error()) return corrupt(std::move(object).error().message);
+  const Fields root(*object, ErrorKind::kCorrupt);
   TokenizerParts parts;
-  PLAIT_ASSIGN_OR_RETURN(const json::object* model, object_field(root, "model"));
-  PLAIT_RETURN_IF_ERROR(located("model", read_model(*model, parts)));
+  PLAIT_RETURN_IF_ERROR(read_model(root, parts));
   PLAIT_RETURN_IF_ERROR(read_added_tokens(root, parts));
   PLAIT_RETURN_IF_ERROR(read_normalizer(root, parts));
   PLAIT_RETURN_IF_ERROR(read_pre_tokenizer(root, parts));

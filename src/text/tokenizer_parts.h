@@ -18,6 +18,9 @@
 
 namespace plait {
 
+// The largest published tokenizer.json has some 20 MB.
+inline constexpr size_t kMaxTokenizerFileBytes = size_t{256} << 20;
+
 struct TokenizerParts {
   std::unique_ptr<Vocabulary> vocabulary = std::make_unique<Vocabulary>();  // `bpe` points to it
   std::vector<AddedToken> added_tokens;

@@ -5,9 +5,8 @@
 #include <iterator>
 #include <string>
 
-#include <gtest/gtest.h>
-
 #include <boost/json/parse.hpp>
+#include <gtest/gtest.h>
 
 #include "text/tokenizer.h"
 

@@ -38,6 +38,8 @@ struct MemoryPlan {
   size_t scratch_bytes = 0;
   int64_t kv_tokens = 0;
   int64_t kv_pages = 0;
+  int64_t page_tokens = 0;
+  double mem_fraction_static = 0;
   std::string to_string() const;  // a small table
 };
 

@@ -21,7 +21,8 @@
 namespace plait {
 
 // KV memory of one rank, as the model sees it: for each component of its KvSpec a block of memory
-// [layers, pages, page_tokens / tokens_per_row, row_width] (per-token kinds).
+// [layers, pages, page_tokens / tokens_per_row, row_width] (per-token kinds) or [layers, sequence slots, rows,
+// row_width] (kinds that keep something per sequence).
 struct KvMemory {
   struct Component {
     std::byte* data = nullptr;
@@ -37,7 +38,7 @@ class ForwardObserver {
  public:
   virtual ~ForwardObserver() = default;
   virtual void layer_input(int64_t /*layer*/, ConstRows /*hidden [rows, hidden]*/) {}
-  virtual void final_hidden(ConstRows /*after the final norm [rows, hidden]*/) {}
+  virtual void final_hidden(ConstRows /*after the final norm [logit rows, hidden]*/) {}
   virtual void routed_experts(int64_t /*layer*/, std::span<const int32_t> /*ids [rows, k]*/, int64_t /*k*/) {}
 };
 
@@ -61,6 +62,7 @@ class Model {
   virtual std::vector<WeightRequest> weight_requests() = 0;
   // Call once after loading: derives what is computed from weights (absorbed matrices).
   virtual Status finish_loading() = 0;
+  // Before loading (but after weight_requests) what the configuration announces, afterwards what is held.
   virtual size_t weight_bytes() const = 0;
   virtual KvSpec kv_spec() const = 0;
   // Scratch that a step of `rows` rows needs at most, with contexts of up to `context_tokens`, for the memory plan.

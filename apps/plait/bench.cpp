@@ -22,7 +22,7 @@ Status bench_built_in(const Settings& settings, BenchOptions::WeightKind weights
   PLAIT_ASSIGN_OR_RETURN(const ModelConfig config, v2_lite_config(layers, weights));
   PLAIT_ASSIGN_OR_RETURN(const auto runner, ModelRunner::create(config, settings.engine(), {}, pool));
   report.begin_model(fmt::format("DeepSeek-V2-Lite's widths, {} layers, {}", layers, name_of(weights)),
-                     runner->model().weight_bytes());
+                     runner->model().weight_bytes(), runner->activation());
   bench_model(*runner, settings.bench, [&](const BenchRow& row) { report.row(row); });
   return {};
 }
@@ -35,7 +35,7 @@ Status bench_checkpoint(const Settings& settings, ThreadPool& pool, BenchReport&
                          ModelRunner::create(config, options, options.dummy_weights ? "" : folder, pool));
   report.begin_model(fmt::format("{}, {} layers{}", options.model_path, config.num_hidden_layers,
                                  options.dummy_weights ? ", dummy weights" : ""),
-                     runner->model().weight_bytes());
+                     runner->model().weight_bytes(), runner->activation());
   bench_model(*runner, settings.bench, [&](const BenchRow& row) { report.row(row); });
   return {};
 }

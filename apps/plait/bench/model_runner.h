@@ -27,6 +27,7 @@ class ModelRunner {
                                                      const std::filesystem::path& checkpoint_folder, ThreadPool& pool);
 
   const Model& model() const { return *model_; }
+  kernels::Activation activation() const { return context_.activation; }
   // Bytes of KV memory that `batch` sequences of `context_tokens` need.
   size_t kv_bytes(int64_t batch, int64_t context_tokens) const;
   // Makes room for them, filled with small random numbers: what lies in the cache does not change the time it takes to

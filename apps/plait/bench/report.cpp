@@ -27,7 +27,7 @@ boost::json::object to_json(const MachineProfile& machine) {
           {"bf16_instruction", machine.bf16_instruction}};
 }
 
-boost::json::object to_json(const BenchRow& row, const std::string& model, const MachineProfile& machine) {
+boost::json::object to_json(const BenchRow& row, const std::string& model, double read_bandwidth, double peak_flops) {
   boost::json::object object = {{"model", model},
                                 {"phase", name_of(row.phase)},
                                 {"batch", row.batch},
@@ -44,9 +44,9 @@ boost::json::object to_json(const BenchRow& row, const std::string& model, const
   object["kv_bytes"] = row.kv_bytes;
   object["distinct_experts"] = row.distinct_experts;
   object["bytes_per_s"] = row.bandwidth();
-  object["share_of_read_bandwidth"] = row.bandwidth() / machine.read_bandwidth;
+  object["share_of_read_bandwidth"] = row.bandwidth() / read_bandwidth;
   object["flops"] = row.flop_rate();
-  object["share_of_bf16_peak"] = row.flop_rate() / machine.bf16_flops;
+  object["share_of_peak"] = row.flop_rate() / peak_flops;
   return object;
 }
 
@@ -65,8 +65,9 @@ void BenchReport::machine(const MachineProfile& profile) {
   std::fflush(out_);
 }
 
-void BenchReport::begin_model(const std::string& name, size_t weight_bytes) {
+void BenchReport::begin_model(const std::string& name, size_t weight_bytes, kernels::Activation activation) {
   model_ = name;
+  peak_flops_ = activation == kernels::Activation::kFloat32 ? machine_.f32_flops : machine_.bf16_flops;
   if (format_ != BenchOptions::Format::kTable) return;
   fmt::print(out_, "\n{}: {} of weights\n", name, format_bytes(weight_bytes));
   fmt::print(out_, "{:<8}{:>6}{:>9}{:>11}{:>11}{:>12}{:>12}{:>8}{:>10}{:>8}\n", "phase", "batch", "context", "tok/s",
@@ -83,7 +84,7 @@ void BenchReport::row(const BenchRow& row) {
       line(row);
       break;
     case BenchOptions::Format::kJson:
-      rows_.push_back(to_json(row, model_, machine_));
+      rows_.push_back(to_json(row, model_, machine_.read_bandwidth, peak_flops_));
       break;
   }
   std::fflush(out_);
@@ -99,7 +100,7 @@ void BenchReport::table_row(const BenchRow& row) {
   fmt::print(out_, "{:>11.1f}{:>11}{:>12}{:>12.2f}{:>7.0f}%{:>10.1f}{:>7.0f}%\n", row.tokens_per_second(),
              format_seconds(row.seconds), format_bytes(static_cast<uint64_t>(row.bytes())), row.bandwidth() / 1e9,
              100 * row.bandwidth() / machine_.read_bandwidth, row.flop_rate() / 1e9,
-             100 * row.flop_rate() / machine_.bf16_flops);
+             100 * row.flop_rate() / peak_flops_);
 }
 
 void BenchReport::line(const BenchRow& row) {
@@ -111,7 +112,7 @@ void BenchReport::line(const BenchRow& row) {
   }
   fmt::print(out_, "{:.1f} tok/s, {:.2f} GB/s ({:.0f}% of memory), {:.0f} GFLOP/s ({:.0f}% of peak)\n",
              row.tokens_per_second(), row.bandwidth() / 1e9, 100 * row.bandwidth() / machine_.read_bandwidth,
-             row.flop_rate() / 1e9, 100 * row.flop_rate() / machine_.bf16_flops);
+             row.flop_rate() / 1e9, 100 * row.flop_rate() / peak_flops_);
 }
 
 void BenchReport::finish() {

@@ -1,0 +1,144 @@
+#include "base/environment.h"
+#include "base/units.h"
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/tensor_names.h"
+#include "checkpoint/weight_loader.h"
+#include "command.h"
+#include "engine/engine.h"
+#include "model/model.h"
+#include "text/chat.h"
+#include "text/tokenizer.h"
+
+namespace plait::app {
+namespace {
+
+void line(const char* what, const std::string& text) {
+  fmt::print("{:<12}{}\n", what, text);
+}
+
+void print_environment() {
+  fmt::print("environment variables that plait reads; flags are the interface\n");
+  for (const VariableInfo& info : environment_registry()) {
+    const auto value = environment(info.variable);
+    fmt::print("  {:<16}{}\n  {:<16}{}\n", info.name, value ? *value : "(unset)", "", info.meaning);
+  }
+}
+
+std::string describe_gate(const GateConfig& gate) {
+  const char* const method = gate.method == GateMethod::kGreedy               ? "greedy"
+                             : gate.method == GateMethod::kGroupLimitedGreedy ? "group-limited greedy"
+                                                                              : "noaux_tc";
+  std::string text = fmt::format("{} of {} per token, {} {}", gate.experts_per_token, gate.experts,
+                                 gate.scoring == GateScoring::kSigmoid ? "sigmoid" : "softmax", method);
+  if (gate.groups > 1) text += fmt::format(", {} of {} groups", gate.kept_groups, gate.groups);
+  return text;
+}
+
+void print_config(const ModelConfig& config) {
+  int64_t sparse_layers = 0;
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) sparse_layers += config.layer_has_experts(layer);
+  line("family", fmt::format("{}, {} layers of width {}, vocabulary {}", config.model_type, config.num_hidden_layers,
+                             config.hidden_size, config.vocab_size));
+  line("attention",
+       fmt::format("MLA, {} heads, latent {} + {} rotary{}", config.num_attention_heads, config.kv_lora_rank,
+                   config.qk_rope_head_dim,
+                   config.q_lora_rank ? fmt::format(", queries through rank {}", *config.q_lora_rank) : ""));
+  line("experts", config.gate.experts == 0 ? std::string("none")
+                                           : fmt::format("in {} layers: {}; {} shared", sparse_layers,
+                                                         describe_gate(config.gate), config.n_shared_experts));
+  line("positions", fmt::format("{}{}", config.max_position_embeddings,
+                                config.rope.yarn ? fmt::format(", YaRN x{} from {}", config.rope.factor,
+                                                               config.rope.original_max_positions)
+                                                 : ""));
+  line("weights", config.fp8_block ? fmt::format("FP8 (e4m3) in blocks of {0}x{0}, the rest {1}", *config.fp8_block,
+                                                 name_of(config.weight_dtype))
+                                   : std::string(name_of(config.weight_dtype)));
+}
+
+void print_names(const char* what, std::span<const std::string> names) {
+  if (names.empty()) return;
+  line(what, fmt::format("{} tensors", names.size()));
+  for (const std::string& folded : fold_tensor_names(names)) fmt::print("{:<12}  {}\n", "", folded);
+}
+
+Status check_tensors(const std::filesystem::path& folder, const ModelConfig& config, Model& model) {
+  PLAIT_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::open(folder));
+  const std::vector<WeightRequest> requests = model.weight_requests();
+  PLAIT_ASSIGN_OR_RETURN(const LoadReport report, check_weights(checkpoint, requests, config.num_hidden_layers));
+  line("tensors", fmt::format("{} as expected, {}", report.tensors, format_bytes(report.bytes)));
+  print_names("set aside", report.set_aside);
+  print_names("unexpected", report.unexpected);
+  return {};
+}
+
+Status check_text(const Settings& settings, const std::filesystem::path& folder, const ModelConfig& config) {
+  if (settings.serve.skip_tokenizer_init) {
+    line("text", "none: token ids in, token ids out");
+    return {};
+  }
+  auto tokenizer = Tokenizer::load(folder);
+  if (tokenizer.has_error()) {
+    Error error = std::move(tokenizer).error();
+    if (error.kind == ErrorKind::kNotFound) error.message += " (--skip-tokenizer-init serves ids without one)";
+    return error;
+  }
+  ChatFormat format = detect_chat_format(config, *tokenizer);
+  if (!settings.serve.chat_template.empty()) {
+    PLAIT_ASSIGN_OR_RETURN(format, parse_chat_format(settings.serve.chat_template));
+  }
+  line("text", fmt::format("{} tokens, chat format {}{}", tokenizer->vocab_size(), name_of(format),
+                           settings.serve.chat_template.empty() ? " (recognised)" : " (--chat-template)"));
+  if (tokenizer->vocab_size() > config.vocab_size) {
+    return corrupt(fmt::format("the tokenizer has {} tokens, the model's vocabulary {}", tokenizer->vocab_size(),
+                               config.vocab_size));
+  }
+  return {};
+}
+
+void print_memory(const EngineOptions& options, const ModelConfig& config, const Model& model) {
+  const int64_t context = options.context_tokens > 0 ? options.context_tokens : config.max_position_embeddings;
+  line("memory", fmt::format("{} of weights, {:.1f} KiB of KV cache per token, {} of scratch for steps of {} rows",
+                             format_bytes(model.weight_bytes()), model.kv_spec().bytes_per_token() / 1024,
+                             format_bytes(model.scratch_bytes(options.chunked_prefill_tokens, context)),
+                             options.chunked_prefill_tokens));
+}
+
+Status check(const Settings& settings) {
+  const EngineOptions& options = settings.engine();
+  PLAIT_ASSIGN_OR_RETURN(const std::filesystem::path folder, resolve_model_path(options.model_path));
+  line("checkpoint", folder.string());
+  PLAIT_ASSIGN_OR_RETURN(const ModelConfig config, read_model_config(folder, options.config_overrides));
+  print_config(config);
+
+  const bool float32 = options.dtype == "float32";
+  PLAIT_ASSIGN_OR_RETURN(
+      const std::unique_ptr<Model> model,
+      make_model(config, {.implementation = options.implementation,
+                          .activation = float32 ? kernels::Activation::kFloat32 : kernels::Activation::kBFloat16}));
+  if (options.dummy_weights) {
+    line("tensors", "not looked at: --load-format dummy");
+  } else {
+    PLAIT_RETURN_IF_ERROR(check_tensors(folder, config, *model));
+  }
+  PLAIT_RETURN_IF_ERROR(check_text(settings, folder, config));
+  print_memory(options, config, *model);
+  return {};
+}
+
+}  // namespace
+
+int run_check(const Settings& settings) {
+  if (settings.check.environment) {
+    print_environment();
+    if (settings.engine().model_path.empty()) return kExitSuccess;
+  }
+  const Status status = check(settings);
+  if (status.has_error()) {
+    line("verdict", "not usable: " + status.error().message);
+    return kExitFailure;
+  }
+  line("verdict", "usable");
+  return kExitSuccess;
+}
+
+}  // namespace plait::app

@@ -1,0 +1,179 @@
+// The program as people start it: exit status, standard output and standard error.
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <sys/wait.h>
+
+#include <boost/json/parse.hpp>
+#include <fmt/ranges.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+namespace plait {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+const std::string kSource = PLAIT_SOURCE_DIR;
+const std::string kDemo = kSource + "/models/demo-fp8";
+
+struct Outcome {
+  int status = -1;
+  std::string out, error;
+};
+
+std::string contents(const std::string& file) {
+  std::ifstream stream(file, std::ios::binary);
+  return {std::istreambuf_iterator<char>(stream), {}};
+}
+
+// `arguments` as a shell would read them.
+Outcome plait(const std::string& arguments) {
+  const std::string base = testing::TempDir() + fmt::format("plait-program-{}", getpid());
+  const int status = std::system(fmt::format("{} {} >{}.out 2>{}.err", PLAIT_PROGRAM, arguments, base, base).c_str());
+  Outcome outcome{WIFEXITED(status) ? WEXITSTATUS(status) : -1, contents(base + ".out"), contents(base + ".err")};
+  std::remove((base + ".out").c_str());
+  std::remove((base + ".err").c_str());
+  return outcome;
+}
+
+TEST(Program, PrintsVersionAndHelp) {
+  EXPECT_THAT(plait("--version").out, StartsWith("plait "));
+  const Outcome overview = plait("--help");
+  EXPECT_EQ(overview.status, 0);
+  for (const char* command : {"serve", "generate", "bench", "check"}) {
+    EXPECT_THAT(overview.out, HasSubstr(command));
+    const Outcome help = plait(std::string(command) + " --help");
+    EXPECT_EQ(help.status, 0);
+    EXPECT_THAT(help.out, HasSubstr("--model-path"));
+  }
+}
+
+TEST(Program, WrongCommandLinesEndWithStatusTwo) {
+  EXPECT_EQ(plait("").status, 2);
+  EXPECT_THAT(plait("serv").error, HasSubstr("did you mean serve?"));
+  EXPECT_THAT(plait("serve --modle-path x").error, HasSubstr("did you mean --model-path?"));
+  const Outcome parallel = plait("serve --model-path x --tp-size 8");
+  EXPECT_EQ(parallel.status, 2);
+  EXPECT_THAT(parallel.error, HasSubstr("one CPU rank"));
+}
+
+TEST(Program, GeneratesTheDemosAnswer) {
+  const std::string question = " --chat --prompt 'What is 40 + 2?'";
+  for (const char* model : {"demo", "demo-fp8"}) {
+    for (const char* kernels : {"fast", "reference"}) {
+      for (const char* dtype : {"bfloat16", "float32"}) {
+        const Outcome outcome = plait(fmt::format("generate --model-path {}/models/{} --kernels {} --dtype {} {}",
+                                                  kSource, model, kernels, dtype, question));
+        EXPECT_EQ(outcome.status, 0) << outcome.error;
+        EXPECT_EQ(outcome.out, "42\n") << model << " " << kernels << " " << dtype;
+        EXPECT_THAT(outcome.error, HasSubstr("end of sequence"));
+      }
+    }
+  }
+}
+
+TEST(Program, ReadsThePromptFromStandardInputAndStopsAtStrings) {
+  const Outcome piped =
+      plait("generate --model-path " + kDemo + " --chat --prompt - <<'END'\nRepeat the word forest 3 times.\nEND\n");
+  EXPECT_EQ(piped.status, 0) << piped.error;
+  EXPECT_THAT(piped.out, HasSubstr("forest"));
+  const Outcome stopped =
+      plait("generate --model-path " + kDemo + " --chat --prompt 'Repeat the word forest 3 times.' --stop 'rest'");
+  EXPECT_EQ(stopped.out, piped.out.substr(0, piped.out.find("rest")) + "\n");
+  EXPECT_THAT(stopped.error, HasSubstr("stop string"));
+}
+
+// Token ids in, token ids out, for checkpoints without a tokenizer: the greedy continuation of the goldens.
+TEST(Program, GeneratesTheGoldensGreedyIds) {
+  int prompts = 0;
+  for (const char* golden : {"v2-lite", "v2", "v3", "kimi-k2"}) {
+    const std::string folder = fmt::format("{}/tests/data/goldens/{}", kSource, golden);
+    auto expected = contents(folder + "/expected.safetensors");
+    ASSERT_GT(expected.size(), 8u);
+    uint64_t header_bytes = 0;
+    std::memcpy(&header_bytes, expected.data(), 8);
+    const auto header = boost::json::parse(expected.substr(8, header_bytes)).as_object();
+    const auto ids_of = [&](const std::string& name) {
+      const auto& offsets = header.at(name).at("data_offsets").as_array();
+      const auto begin = 8 + header_bytes + offsets[0].to_number<uint64_t>();
+      const auto end = 8 + header_bytes + offsets[1].to_number<uint64_t>();
+      const size_t width = header.at(name).at("dtype").as_string() == "I64" ? 8 : 4;
+      std::vector<int64_t> ids;
+      for (size_t at = begin; at < end; at += width) {
+        int64_t id = 0;
+        std::memcpy(&id, expected.data() + at, width);
+        ids.push_back(id);
+      }
+      return ids;
+    };
+    for (int i = 0; header.contains(fmt::format("p{}.input_ids", i)); ++i) {
+      const auto greedy = ids_of(fmt::format("p{}.greedy", i));
+      const Outcome outcome =
+          plait(fmt::format("generate --model-path {} --skip-tokenizer-init --dtype float32 --ignore-eos "
+                            "--max-new-tokens {} --input-ids {}",
+                            folder, greedy.size(), fmt::join(ids_of(fmt::format("p{}.input_ids", i)), ",")));
+      EXPECT_EQ(outcome.status, 0) << outcome.error;
+      EXPECT_EQ(outcome.out, fmt::format("{}\n", fmt::join(greedy, " "))) << golden << " prompt " << i;
+      ++prompts;
+    }
+  }
+  std::printf("%d prompts of the goldens continued on the command line\n", prompts);
+  EXPECT_GT(prompts, 8);
+}
+
+TEST(Program, SameSeedSameText) {
+  const std::string sampled =
+      "generate --model-path " + kDemo + " --prompt 'The' --ignore-eos --max-new-tokens 40 --temperature 2 --seed ";
+  const Outcome first = plait(sampled + "7"), again = plait(sampled + "7"), other = plait(sampled + "8");
+  EXPECT_EQ(first.status, 0) << first.error;
+  EXPECT_EQ(first.out, again.out);
+  EXPECT_NE(first.out, other.out);
+}
+
+TEST(Program, RefusesWhatCannotRun) {
+  EXPECT_EQ(plait("generate --model-path /nowhere --prompt x").status, 1);
+  EXPECT_EQ(plait("generate --model-path " + kDemo + " --skip-tokenizer-init --input-ids 1,99999").status, 2);
+  EXPECT_THAT(plait("generate --model-path " + kDemo + " --prompt x --max-new-tokens 1000000").error,
+              HasSubstr("2048"));
+}
+
+TEST(Program, ChecksCheckpoints) {
+  const Outcome demo = plait("check --model-path " + kDemo);
+  EXPECT_EQ(demo.status, 0) << demo.out;
+  for (const char* word : {"deepseek_v3", "6 layers", "FP8", "chat format", "set aside", "usable"})
+    EXPECT_THAT(demo.out, HasSubstr(word));
+  const Outcome golden = plait("check --model-path " + kSource + "/tests/data/goldens/v2-lite");
+  EXPECT_EQ(golden.status, 1);
+  EXPECT_THAT(golden.out, HasSubstr("--skip-tokenizer-init"));
+  EXPECT_EQ(plait("check --skip-tokenizer-init --model-path " + kSource + "/tests/data/goldens/v2-lite").status, 0);
+  const Outcome wrong = plait("check --model-path " + kDemo + " --json-model-override-args '{\"hidden_size\": 512}'");
+  EXPECT_EQ(wrong.status, 1);
+  EXPECT_THAT(wrong.out, HasSubstr("instead of"));
+  EXPECT_EQ(plait("check --model-path /nowhere").status, 1);
+  EXPECT_THAT(plait("check --env").out, HasSubstr("HF_HUB_CACHE"));
+}
+
+TEST(Program, BenchmarksAModelAsJson) {
+  const Outcome outcome =
+      plait("bench --format json --seconds 0.01 --prefill 16 --batch 1,4 --context 32 --model-path " + kDemo);
+  ASSERT_EQ(outcome.status, 0) << outcome.error;
+  const auto document = boost::json::parse(outcome.out).as_object();
+  EXPECT_GT(document.at("machine").at("read_bandwidth_bytes_per_s").as_double(), 0);
+  ASSERT_EQ(document.at("rows").as_array().size(), 3u);
+  for (const auto& row : document.at("rows").as_array()) EXPECT_GT(row.at("tokens_per_s").as_double(), 0);
+}
+
+TEST(Program, BenchmarksTheServerAsJson) {
+  const Outcome outcome = plait("bench --server --format json --model-path " + kDemo);
+  ASSERT_EQ(outcome.status, 0) << outcome.error;
+  const auto document = boost::json::parse(outcome.out).as_object();
+  EXPECT_GT(document.at("first_token_seconds").as_double(), 0);
+  EXPECT_GT(document.at("step_seconds_per_token").as_double(), 0);
+  EXPECT_GT(document.at("streamed_seconds_per_token").as_double(), 0);
+}
+
+}  // namespace
+}  // namespace plait

@@ -1,6 +1,7 @@
 // Both implementations under the same tests.
 #pragma once
 
+#include <algorithm>
 #include <random>
 #include <string>
 #include <vector>

@@ -33,6 +33,40 @@ void attend_expanded(const Context& context, HeadRows q, const LatentCache& cach
                      int64_t nope_width, std::span<const AttentionSpan> spans, float scale, HeadRows out);
 }  // namespace reference
 
+// SIMD, on all threads of the context.
+namespace fast {
+void rms_norm(const Context& context, ConstRows x, const float* weight, float eps, Rows y);
+void add_rms_norm(const Context& context, ConstRows delta, Rows residual, const float* weight, float eps, Rows y);
+void swiglu(const Context& context, ConstRows gate_up, Rows y);
+void embed(const Context& context, const void* table, DType table_dtype, std::span<const int32_t> token_ids, Rows y);
+void rope_interleaved(const Context& context, const RopeTable& table, std::span<const int32_t> positions, HeadRows x);
+void choose_experts(const Context& context, const GateConfig& config, ConstRows logits, const float* bias,
+                    int32_t* expert_ids, float* expert_weights);
+void router_logits(const Context& context, ConstRows x, ConstRows weight, Rows logits);
+void gather_rows(const Context& context, ConstRows x, std::span<const int32_t> token_of_row, Rows y);
+void combine_rows(const Context& context, ConstRows x, const ExpertOrder& order, const float* weights, int64_t k,
+                  Rows y);
+void store_latents(const Context& context, ConstRows latent, std::span<const AttentionSpan> spans,
+                   const LatentCache& cache);
+void attend_absorbed(const Context& context, HeadRows q, const LatentCache& cache, std::span<const AttentionSpan> spans,
+                     float scale, HeadRows out);
+void attend_expanded(const Context& context, HeadRows q, const LatentCache& cache, const PackedMatrix& kv_b,
+                     int64_t nope_width, std::span<const AttentionSpan> spans, float scale, HeadRows out);
+
+// The exp of softmax and SwiGLU, for its test: x <= 0.
+void exp_non_positive(std::span<const float> x, float* y);
+
+// Rows of so many numbers that are worth waking another thread for.
+inline int64_t rows_per_chunk(int64_t width) {
+  return std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1));
+}
+}  // namespace fast
+
+template <typename Operation>
+Operation* implementation_of(const Context& context, Operation* reference, Operation* fast) {
+  return context.implementation == Implementation::kReference ? reference : fast;
+}
+
 // Keys of a query are visited in tiles that begin at multiples of this many tokens, in both implementations.
 inline constexpr int64_t kKeyTileTokens = 64;
 

@@ -4,8 +4,8 @@
 #include "checkpoint/tensor_names.h"
 #include "checkpoint/weight_loader.h"
 #include "command.h"
-#include "engine/engine.h"
-#include "model/model.h"
+#include "engine/available_memory.h"
+#include "engine/engine_setup.h"
 #include "text/chat.h"
 #include "text/tokenizer.h"
 
@@ -61,67 +61,55 @@ void print_names(const char* what, std::span<const std::string> names) {
   for (const std::string& folded : fold_tensor_names(names)) fmt::print("{:<12}  {}\n", "", folded);
 }
 
-Status check_tensors(const std::filesystem::path& folder, const ModelConfig& config, Model& model) {
-  PLAIT_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::open(folder));
-  const std::vector<WeightRequest> requests = model.weight_requests();
-  PLAIT_ASSIGN_OR_RETURN(const LoadReport report, check_weights(checkpoint, requests, config.num_hidden_layers));
+Status check_tensors(const EngineSetup& setup) {
+  PLAIT_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::open(setup.folder));
+  const std::vector<WeightRequest> requests = setup.model->weight_requests();
+  PLAIT_ASSIGN_OR_RETURN(const LoadReport report, check_weights(checkpoint, requests, setup.config.num_hidden_layers));
   line("tensors", fmt::format("{} as expected, {}", report.tensors, format_bytes(report.bytes)));
   print_names("set aside", report.set_aside);
   print_names("unexpected", report.unexpected);
   return {};
 }
 
-Status check_text(const Settings& settings, const std::filesystem::path& folder, const ModelConfig& config) {
+Status check_text(const Settings& settings, const EngineSetup& setup) {
   if (settings.serve.skip_tokenizer_init) {
     line("text", "none: token ids in, token ids out");
     return {};
   }
-  auto tokenizer = Tokenizer::load(folder);
+  auto tokenizer = Tokenizer::load(setup.folder);
   if (tokenizer.has_error()) {
     Error error = std::move(tokenizer).error();
     if (error.kind == ErrorKind::kNotFound) error.message += " (--skip-tokenizer-init serves ids without one)";
     return error;
   }
-  ChatFormat format = detect_chat_format(config, *tokenizer);
+  ChatFormat format = detect_chat_format(setup.config, *tokenizer);
   if (!settings.serve.chat_template.empty()) {
     PLAIT_ASSIGN_OR_RETURN(format, parse_chat_format(settings.serve.chat_template));
   }
   line("text", fmt::format("{} tokens, chat format {}{}", tokenizer->vocab_size(), name_of(format),
                            settings.serve.chat_template.empty() ? " (recognised)" : " (--chat-template)"));
-  if (tokenizer->vocab_size() > config.vocab_size) {
+  if (tokenizer->vocab_size() > setup.config.vocab_size) {
     return corrupt(fmt::format("the tokenizer has {} tokens, the model's vocabulary {}", tokenizer->vocab_size(),
-                               config.vocab_size));
+                               setup.config.vocab_size));
   }
   return {};
 }
 
-void print_memory(const EngineOptions& options, const ModelConfig& config, const Model& model) {
-  const int64_t context = options.context_tokens > 0 ? options.context_tokens : config.max_position_embeddings;
-  line("memory", fmt::format("{} of weights, {:.1f} KiB of KV cache per token, {} of scratch for steps of {} rows",
-                             format_bytes(model.weight_bytes()), model.kv_spec().bytes_per_token() / 1024,
-                             format_bytes(model.scratch_bytes(options.chunked_prefill_tokens, context)),
-                             options.chunked_prefill_tokens));
-}
-
 Status check(const Settings& settings) {
   const EngineOptions& options = settings.engine();
-  PLAIT_ASSIGN_OR_RETURN(const std::filesystem::path folder, resolve_model_path(options.model_path));
-  line("checkpoint", folder.string());
-  PLAIT_ASSIGN_OR_RETURN(const ModelConfig config, read_model_config(folder, options.config_overrides));
-  print_config(config);
-
-  const bool float32 = options.dtype == "float32";
-  PLAIT_ASSIGN_OR_RETURN(
-      const std::unique_ptr<Model> model,
-      make_model(config, {.implementation = options.implementation,
-                          .activation = float32 ? kernels::Activation::kFloat32 : kernels::Activation::kBFloat16}));
+  line("model", options.model_path);
+  PLAIT_ASSIGN_OR_RETURN(const EngineSetup setup, prepare_engine(options));
+  line("folder", setup.folder.string());
+  print_config(setup.config);
+  line("activations", setup.activation == kernels::Activation::kFloat32 ? "float32" : "bfloat16");
   if (options.dummy_weights) {
     line("tensors", "not looked at: --load-format dummy");
   } else {
-    PLAIT_RETURN_IF_ERROR(check_tensors(folder, config, *model));
+    PLAIT_RETURN_IF_ERROR(check_tensors(setup));
   }
-  PLAIT_RETURN_IF_ERROR(check_text(settings, folder, config));
-  print_memory(options, config, *model);
+  PLAIT_RETURN_IF_ERROR(check_text(settings, setup));
+  PLAIT_ASSIGN_OR_RETURN(const MemoryPlan plan, plan_engine_memory(options, setup, available_memory_bytes()));
+  fmt::print("\n{}\n", plan.to_string());
   return {};
 }
 

@@ -1,10 +1,9 @@
 #include "bench/model_bench.h"
 
-#include <fstream>
-
 #include <boost/json/object.hpp>
 
 #include "base/units.h"
+#include "engine/available_memory.h"
 
 namespace plait {
 namespace {
@@ -15,15 +14,6 @@ constexpr int64_t kMostLayers = 8;
 constexpr int64_t kLeastLayers = 3;
 constexpr int64_t kFewestSteps = 3;
 constexpr int64_t kMostSteps = 1000;
-
-// MemAvailable: what can be had without swapping.
-size_t available_bytes() {
-  std::ifstream stream("/proc/meminfo");
-  for (std::string line; std::getline(stream, line);) {
-    if (line.starts_with("MemAvailable:")) return std::strtoull(line.c_str() + 13, nullptr, 10) << 10;
-  }
-  return 0;
-}
 
 template <typename TimeStep>
 void measure(BenchRow& row, double seconds, TimeStep&& time_step) {
@@ -103,7 +93,7 @@ int64_t layers_that_fit(BenchOptions::WeightKind weights) {
   // 64 + 2 experts of three 2048 x 1408 matrices, and attention; embedding and head are small beside them.
   constexpr double kLayerElements = 66.0 * 3 * 2048 * 1408 + 16e6;
   const double layer_bytes = kLayerElements * (weights == BenchOptions::WeightKind::kFP8 ? 1 : 2);
-  const double budget = 0.45 * static_cast<double>(available_bytes());
+  const double budget = 0.45 * static_cast<double>(available_memory_bytes());
   return std::clamp(static_cast<int64_t>(budget / layer_bytes), kLeastLayers, kMostLayers);
 }
 
@@ -124,9 +114,9 @@ void bench_model(ModelRunner& runner, const BenchOptions& options, const std::fu
       const size_t kv_bytes = runner.kv_bytes(batch, context);
       if (context >= longest) {
         row.skipped = fmt::format("longer than the model's {} positions", longest);
-      } else if (static_cast<double>(kv_bytes) > 0.9 * static_cast<double>(available_bytes())) {
-        row.skipped =
-            fmt::format("its KV cache needs {}, {} are free", format_bytes(kv_bytes), format_bytes(available_bytes()));
+      } else if (static_cast<double>(kv_bytes) > 0.9 * static_cast<double>(available_memory_bytes())) {
+        row.skipped = fmt::format("its KV cache needs {}, {} are free", format_bytes(kv_bytes),
+                                  format_bytes(available_memory_bytes()));
       } else {
         runner.reserve_kv(batch, context);
         measure(row, options.seconds_per_row, [&] { return runner.decode(batch, context); });

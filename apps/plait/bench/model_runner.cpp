@@ -2,9 +2,10 @@
 
 #include <numeric>
 
-#include "base/units.h"
+#include "base/progress.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/weight_loader.h"
+#include "engine/engine_setup.h"
 
 namespace plait {
 namespace {
@@ -53,17 +54,19 @@ void fill_with_small_numbers(ThreadPool& pool, Buffer& buffer, DType dtype) {
 Result<std::unique_ptr<ModelRunner>> ModelRunner::create(const ModelConfig& config, const EngineOptions& options,
                                                          const std::filesystem::path& checkpoint_folder,
                                                          ThreadPool& pool) {
-  std::unique_ptr<ModelRunner> runner(new ModelRunner(config, options, pool));
+  PLAIT_ASSIGN_OR_RETURN(const kernels::Activation activation, activation_of(options.dtype, config));
+  std::unique_ptr<ModelRunner> runner(new ModelRunner(config, options, activation, pool));
   PLAIT_RETURN_IF_ERROR(runner->load(options, checkpoint_folder));
   return runner;
 }
 
-ModelRunner::ModelRunner(const ModelConfig& config, const EngineOptions& options, ThreadPool& pool)
+ModelRunner::ModelRunner(const ModelConfig& config, const EngineOptions& options, kernels::Activation activation,
+                         ThreadPool& pool)
     : config_(config), pool_(pool), page_tokens_(options.page_tokens) {
   context_.pool = &pool;
   context_.workspace = &workspace_;
   context_.implementation = options.implementation;
-  context_.activation = options.dtype == "float32" ? kernels::Activation::kFloat32 : kernels::Activation::kBFloat16;
+  context_.activation = activation;
 }
 
 Status ModelRunner::load(const EngineOptions& options, const std::filesystem::path& checkpoint_folder) {
@@ -73,6 +76,8 @@ Status ModelRunner::load(const EngineOptions& options, const std::filesystem::pa
   LoadOptions load_options;
   load_options.threads = options.threads;
   load_options.num_hidden_layers = config_.num_hidden_layers;
+  ProgressBar bar("Loading weights");
+  load_options.progress = [&bar](size_t done, size_t total) { bar.update(done, total); };
   if (checkpoint_folder.empty()) {
     PLAIT_RETURN_IF_ERROR(
         load_dummy_weights(requests, config_.weight_dtype, config_.fp8_block.value_or(0), load_options));

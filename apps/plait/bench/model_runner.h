@@ -40,7 +40,8 @@ class ModelRunner {
   TimedStep decode(int64_t batch, int64_t context_tokens);
 
  private:
-  ModelRunner(const ModelConfig& config, const EngineOptions& options, ThreadPool& pool);
+  ModelRunner(const ModelConfig& config, const EngineOptions& options, kernels::Activation activation,
+              ThreadPool& pool);
   Status load(const EngineOptions& options, const std::filesystem::path& checkpoint_folder);
   std::vector<int32_t> random_tokens(int64_t count);
   int64_t pages_for(int64_t tokens) const { return (tokens + page_tokens_ - 1) / page_tokens_; }

@@ -1,0 +1,37 @@
+// What Engine::create decides before it reads weights or allocates anything large; `plait check` stops there.
+//
+// Values, made on one thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "base/error.h"
+#include "checkpoint/model_config.h"
+#include "engine/engine.h"
+#include "kernels/context.h"
+#include "model/model.h"
+
+namespace plait {
+
+struct EngineSetup {
+  std::filesystem::path folder;
+  ModelConfig config;
+  kernels::Activation activation = kernels::Activation::kBFloat16;
+  int64_t context_tokens = 0;    // longest sequence that the model and the options allow
+  std::unique_ptr<Model> model;  // without weights
+};
+
+// --dtype as an activation; `auto` follows the weights.
+Result<kernels::Activation> activation_of(const std::string& dtype, const ModelConfig& config);
+
+// Errors: kInvalid names the flag; those of resolve_model_path, read_model_config and make_model.
+Result<EngineSetup> prepare_engine(const EngineOptions& options);
+
+// Until weights are loaded the model goes by what config.json announces.
+Result<MemoryPlan> plan_engine_memory(const EngineOptions& options, const EngineSetup& setup, size_t available_bytes);
+
+}  // namespace plait

@@ -26,7 +26,7 @@ struct EngineOptions {
   double mem_fraction_static = 0.85;  // of the memory that is available at start, for weights + KV
   int64_t max_total_tokens = 0;       // --max-total-tokens: KV capacity; 0: from memory
   int64_t max_running_requests = 256;
-  int64_t chunked_prefill_tokens = 2048;  // most rows of a step
+  int64_t chunked_prefill_tokens = 2048;  // a step has at most max(this, max_running_requests) rows
   int64_t context_tokens = 0;             // --context-length; 0: max_position_embeddings
 };
 

@@ -1,7 +1,9 @@
 // Decides what runs in each step: admission, chunked prefill, continuous batching, prefix cache, retraction.
 //
 // One thread calls run(); submit, abort, flush_cache, load and stop may be called from any thread. Outputs are
-// delivered on the run() thread through the sink. While nothing is to do, run() sleeps: an idle engine uses no CPU.
+// delivered on the run() thread through the sink, which may call back. While nothing is to do, run() sleeps: an idle
+// engine uses no CPU. Whenever a request waits or runs, some request gets rows in the next step, so there is never a
+// reason to wait for anything but a call.
 #pragma once
 
 #include <cstdint>
@@ -19,10 +21,17 @@ enum class SchedulePolicy { kFirstCome, kPriority };  // --schedule-policy fcfs 
 
 struct SchedulerOptions {
   int64_t max_running_requests = 256;
-  int64_t max_queued_requests = 4096;     // submit() refuses beyond; 0: no limit
-  int64_t chunked_prefill_tokens = 2048;  // most prompt tokens of a step, over all requests
-  bool radix_cache = true;                // --disable-radix-cache clears it
+  int64_t max_queued_requests = 4096;  // submit() refuses beyond; 0: no limit
+  // Most rows of a step: what decoding requests leave of it goes to prompts, at least one row. With small values a step
+  // can have max_running_requests rows.
+  int64_t chunked_prefill_tokens = 2048;
+  // Most rows of a step whose logits are wanted for prompt logprobs; those that sample come on top.
+  int64_t prompt_logprob_rows = 128;
+  bool radix_cache = true;  // --disable-radix-cache clears it
   SchedulePolicy policy = SchedulePolicy::kFirstCome;
+  // --schedule-conservativeness: scales how much KV memory admission keeps free for what running requests may still
+  // generate. Less: larger batches and more retractions.
+  double conservativeness = 1;
   int64_t context_tokens = 0;  // longest prompt + output
 };
 
@@ -50,7 +59,7 @@ class Scheduler {
   ~Scheduler();
 
   // kExhausted: the queue is full. kInvalid: it can never fit (prompt + max_new_tokens past the context or the KV
-  // pool).
+  // pool), or its id is taken. kUnavailable: after stop().
   Status submit(Request request);
   // Idempotent; unknown ids are ignored. The request's last output says kAbort.
   void abort(RequestId id);
@@ -59,7 +68,9 @@ class Scheduler {
   bool flush_cache();
   SchedulerLoad load() const;
 
-  void run();   // until stop()
+  // Until stop(). What the executor throws is engine-scoped: it leaves run(), and unfinished requests get no output,
+  // because the process that supervises this one sends them again to the next.
+  void run();
   void stop();  // from any thread; unfinished requests get kAbort
 
  private:

@@ -1,11 +1,14 @@
 // Model names to folders: resolve_model_path of checkpoint.h.
 #include <fstream>
+#include <iomanip>
 
 #include "base/environment.h"
 #include "checkpoint/checkpoint.h"
 
 namespace plait {
 namespace {
+
+constexpr size_t kMaxNameBytes = 96;  // of an organisation, a model, a revision: the hub's own limit
 
 // In the order in which the hub's own client looks.
 std::filesystem::path hub_cache_folder() {
@@ -19,7 +22,7 @@ std::filesystem::path hub_cache_folder() {
 
 bool is_plain_name(std::string_view name) {
   const auto plain = [](unsigned char c) { return std::isalnum(c) || c == '-' || c == '_' || c == '.'; };
-  return !name.empty() && name.size() <= 96 && name.front() != '.' && name.front() != '-' &&
+  return !name.empty() && name.size() <= kMaxNameBytes && name.front() != '.' && name.front() != '-' &&
          name.find("..") == name.npos && std::all_of(name.begin(), name.end(), plain);
 }
 
@@ -34,7 +37,7 @@ bool is_hub_id(std::string_view model) {
 std::string main_revision(const std::filesystem::path& repository) {
   std::ifstream file(repository / "refs" / "main");
   std::string revision;
-  file >> revision;
+  file >> std::setw(kMaxNameBytes + 1) >> revision;
   return is_plain_name(revision) ? revision : std::string();
 }
 

@@ -90,47 +90,51 @@ size_t blanks_end(const Cursor& cursor, size_t at, Stops stops) {
 bool is_v3_cjk(char32_t c) {
   return (c >= 0x4E00 && c <= 0x9FA5) || (c >= 0x3040 && c <= 0x30FF);
 }
-// The first two splits cut these off, so that the third never sees them.
-bool ends_v3_words(const Character& c) {
-  return (c.classes & kNumber) || is_v3_cjk(c.value);
-}
-bool is_v3_letter(const Character& c) {
-  return (c.classes & (kLetter | kMark)) && !ends_v3_words(c);
-}
-bool is_v3_punctuation(const Character& c) {
-  return (c.classes & kPunctuation) && !ends_v3_words(c);
-}
 
-// The third split's match at `at`, if it has one there.
-size_t v3_word_end(const Cursor& cursor, size_t at, const Character& first) {
-  const Character second = cursor.at(first.end);
-  const bool letter_follows = second.exists && is_v3_letter(second);
-  if (first.value < 0x80 && (first.classes & kPunctuation) && second.exists && is_ascii_letter(second.value))
-    return cursor.skip(second.end, [](const Character& c) { return is_ascii_letter(c.value); });
-  if (is_v3_letter(first)) return cursor.skip(first.end, is_v3_letter);
-  const bool may_lead = !(first.classes & kPunctuation) && !is_newline(first.value);
-  if (may_lead && letter_follows) return cursor.skip(second.end, is_v3_letter);
-  if (is_v3_punctuation(first)) return cursor.skip_newlines(cursor.skip(first.end, is_v3_punctuation));
-  if (first.value == ' ' && second.exists && is_v3_punctuation(second))
-    return cursor.skip_newlines(cursor.skip(second.end, is_v3_punctuation));
-  if (first.classes & kSpace) return blanks_end(cursor, at, ends_v3_words);
-  return kNothing;
-}
+// What the first two splits leave to the third: runs of CJK, and the text between them and the numbers. The third cuts
+// both, and sees neither from within the other.
+template <bool kInCjk>
+struct V3Region {
+  static bool ends_at(const Character& c) { return (c.classes & kNumber) || is_v3_cjk(c.value) != kInCjk; }
+  static bool is_letter(const Character& c) { return (c.classes & (kLetter | kMark)) && !ends_at(c); }
+  static bool is_punctuation(const Character& c) { return (c.classes & kPunctuation) && !ends_at(c); }
+
+  // The third split's match at `at`, if it has one there.
+  static size_t match_end(const Cursor& cursor, size_t at, const Character& first) {
+    if (is_letter(first)) return cursor.skip(first.end, is_letter);
+    const Character second = cursor.at(first.end);
+    const bool is_ascii_punctuation = first.value < 0x80 && (first.classes & kPunctuation);
+    if (is_ascii_punctuation && is_ascii_letter(second.value))
+      return cursor.skip(second.end, [](const Character& c) { return is_ascii_letter(c.value); });
+    const bool may_lead = !(first.classes & kPunctuation) && !is_newline(first.value);
+    if (may_lead && second.exists && is_letter(second)) return cursor.skip(second.end, is_letter);
+    if (is_punctuation(first)) return punctuation_end(cursor, first.end);
+    if (first.value == ' ' && second.exists && is_punctuation(second)) return punctuation_end(cursor, second.end);
+    if (first.classes & kSpace) return blanks_end(cursor, at, ends_at);
+    return kNothing;
+  }
+
+  static size_t punctuation_end(const Cursor& cursor, size_t at) {
+    at = cursor.skip(at, is_punctuation);
+    return kInCjk ? at : cursor.skip_newlines(at);
+  }
+
+  static size_t piece_end(const Cursor& cursor, size_t at, Character first) {
+    if (const size_t end = match_end(cursor, at, first); end != kNothing) return end;
+    do {  // what does not match, up to where it does
+      at = first.end;
+      first = cursor.at(at);
+    } while (first.exists && !ends_at(first) && match_end(cursor, at, first) == kNothing);
+    return at;
+  }
+};
 
 size_t deepseek_v3_piece(std::string_view text, size_t at) {
   const Cursor cursor(text);
-  Character first = cursor.at(at);
+  const Character first = cursor.at(at);
   if (first.classes & kNumber) return number_end(cursor, at);
-  if (is_v3_cjk(first.value))
-    return cursor.skip(first.end, [](const Character& c) { return is_v3_cjk(c.value) && !(c.classes & kNumber); });
-  const size_t end = v3_word_end(cursor, at, first);
-  if (end != kNothing) return end;
-  // what no pattern matches, up to where one does
-  do {
-    at = first.end;
-    first = cursor.at(at);
-  } while (first.exists && !ends_v3_words(first) && v3_word_end(cursor, at, first) == kNothing);
-  return at;
+  return is_v3_cjk(first.value) ? V3Region<true>::piece_end(cursor, at, first)
+                                : V3Region<false>::piece_end(cursor, at, first);
 }
 
 // --- Kimi-K2 ---

@@ -24,6 +24,14 @@ constexpr FormatInfo kFormats[] = {
     {ChatFormat::kKimiK2, "kimi-k2", encode_kimi_k2, true, true},
 };
 
+constexpr bool in_order_of_the_enum() {
+  for (size_t i = 0; i < std::size(kFormats); ++i) {
+    if (static_cast<size_t>(kFormats[i].format) != i) return false;
+  }
+  return true;
+}
+static_assert(in_order_of_the_enum());
+
 const FormatInfo& info_of(ChatFormat format) {
   return kFormats[static_cast<size_t>(format)];
 }

@@ -10,10 +10,27 @@
 namespace plait {
 namespace {
 
+bool cuts_thoughts(const Tokenizer& tokenizer) {
+  const std::string_view text = tokenizer.chat_template();
+  return text.empty() || text.find(kThinkEnd) != std::string_view::npos;
+}
+
+std::string_view output_separator(const Tokenizer& tokenizer) {
+  const std::string_view text = tokenizer.chat_template();
+  // a quoted literal that begins with the token itself
+  const bool plain = text.find(fmt::format("'{}", kToolOutputBegin)) != std::string_view::npos;
+  return plain ? "" : "\n";
+}
+
 class RoleTokenWriter {
  public:
   RoleTokenWriter(const ChatRequest& request, const Tokenizer& tokenizer, const RoleTokenStyle& style)
-      : request_(request), eos_(eos_text(tokenizer)), style_(style), prompt_(bos_text(tokenizer) + style.system) {}
+      : request_(request),
+        eos_(eos_text(tokenizer)),
+        output_separator_(output_separator(tokenizer)),
+        cuts_thoughts_(cuts_thoughts(tokenizer)),
+        style_(style),
+        prompt_(bos_text(tokenizer) + style.system) {}
 
   std::string write() {
     for (const ChatMessage& message : request_.messages) {
@@ -43,7 +60,7 @@ class RoleTokenWriter {
       prompt_ += message.content;
       return;
     }
-    prompt_ += after_last_thought(message.content);
+    prompt_ += cuts_thoughts_ ? after_last_thought(message.content) : message.content;
     if (!message.tool_calls.empty()) write_calls(message.tool_calls);
     prompt_ += eos_;
   }
@@ -57,7 +74,7 @@ class RoleTokenWriter {
   }
 
   void write_output(const ChatMessage& message) {
-    prompt_.append(in_outputs_ ? "\n" : kToolOutputsBegin);
+    prompt_.append(in_outputs_ ? output_separator_ : kToolOutputsBegin);
     prompt_.append(kToolOutputBegin).append(message.content).append(kToolOutputEnd);
     in_outputs_ = true;
   }
@@ -70,6 +87,8 @@ class RoleTokenWriter {
 
   const ChatRequest& request_;
   const std::string eos_;
+  const std::string_view output_separator_;
+  const bool cuts_thoughts_;
   const RoleTokenStyle& style_;
   std::string prompt_;
   bool in_outputs_ = false;

@@ -13,7 +13,7 @@ namespace plait::app {
 namespace {
 
 void line(const char* what, const std::string& text) {
-  fmt::print("{:<12}{}\n", what, text);
+  fmt::print("{:<13}{}\n", what, text);
 }
 
 void print_environment() {
@@ -55,19 +55,18 @@ void print_config(const ModelConfig& config) {
                                    : std::string(name_of(config.weight_dtype)));
 }
 
-void print_names(const char* what, std::span<const std::string> names) {
-  if (names.empty()) return;
-  line(what, fmt::format("{} tensors", names.size()));
-  for (const std::string& folded : fold_tensor_names(names)) fmt::print("{:<12}  {}\n", "", folded);
-}
-
 Status check_tensors(const EngineSetup& setup) {
   PLAIT_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::open(setup.folder));
   const std::vector<WeightRequest> requests = setup.model->weight_requests();
   PLAIT_ASSIGN_OR_RETURN(const LoadReport report, check_weights(checkpoint, requests, setup.config.num_hidden_layers));
   line("tensors", fmt::format("{} as expected, {}", report.tensors, format_bytes(report.bytes)));
-  print_names("set aside", report.set_aside);
-  print_names("unexpected", report.unexpected);
+  if (!report.set_aside.empty()) {
+    line("set aside", fmt::format("{} tensors: multi-token prediction, rotary tables", report.set_aside.size()));
+  }
+  if (!report.unexpected.empty()) {
+    line("unexpected", fmt::format("{} tensors, not used", report.unexpected.size()));
+    for (const std::string& folded : fold_tensor_names(report.unexpected)) line("", folded);
+  }
   return {};
 }
 

@@ -60,16 +60,17 @@ std::string first_name(const Flag& flag) {
   return flag.names.substr(0, flag.names.find(','));
 }
 
+// Of a flag that is given twice the last one counts, so that a script's flags can be overridden behind it.
 template <typename T>
 CLI::Option* bind(CLI::App& app, const Flag& flag, T* target) {
-  return app.add_option(flag.names, *target, flag.help);
+  return app.add_option(flag.names, *target, flag.help)->take_last();
 }
 CLI::Option* bind(CLI::App& app, const Flag& flag, bool* target) {
-  return app.add_flag(flag.names, *target, flag.help);
+  return app.add_flag(flag.names, *target, flag.help)->take_last();
 }
 CLI::Option* bind(CLI::App& app, const Flag& flag, std::chrono::seconds* target) {
-  return app.add_option_function<int64_t>(
-      flag.names, [target](const int64_t& seconds) { *target = std::chrono::seconds(seconds); }, flag.help);
+  const auto set = [target](const int64_t& seconds) { *target = std::chrono::seconds(seconds); };
+  return app.add_option_function<int64_t>(flag.names, set, flag.help)->take_last();
 }
 CLI::Option* bind(CLI::App& app, const Flag& flag, std::vector<std::string>* target) {
   return app.add_option(flag.names, *target, flag.help)
@@ -86,6 +87,19 @@ void restrict(CLI::Option* option, const Flag& flag) {
     option->check(CLI::IsMember(words->allowed).description(""));
   }
 }
+
+// Groups of flags, nothing before and after them.
+class FlagList : public CLI::Formatter {
+ public:
+  FlagList() { column_width(46); }
+  std::string make_usage(const CLI::App*, std::string) const override { return ""; }
+  std::string make_group(std::string group, bool is_positional,
+                         std::vector<const CLI::Option*> options) const override {
+    std::string text = group + ":\n";
+    for (const CLI::Option* option : options) text += make_option(option, is_positional);
+    return text;
+  }
+};
 
 // What stands behind the flag's name in --help: the words or the unit, and the default.
 std::string argument_text(const Flag& flag) {
@@ -191,12 +205,11 @@ Result<ParsedCommandLine> parse_command_line(Command command, const std::vector<
   CLI::App app("", "plait");
   app.set_help_flag("");
   bool wants_help = false;
-  app.add_flag("-h,--help", wants_help, "this text")->group("Other");
   app.allow_extras();
   app.option_defaults()->always_capture_default(false);
 
   const std::vector<Flag> flags = flag_registry(settings, words);
-  std::vector<std::string> names = {"--help"};
+  std::vector<std::string> names = {"--help", "-h"};
   std::vector<std::pair<const Flag*, std::string>> defaults;
   for (const Flag& flag : flags) {
     if ((flag.commands & command) == 0) continue;
@@ -206,7 +219,8 @@ Result<ParsedCommandLine> parse_command_line(Command command, const std::vector<
     for (std::string& name : split(flag.names, ',')) names.push_back(std::move(name));
     defaults.emplace_back(&flag, value_text(flag.target));
   }
-  app.get_formatter()->column_width(46);
+  app.add_flag("-h,--help", wants_help, "this text")->group("Other");
+  app.formatter(std::make_shared<FlagList>());
 
   try {
     app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));

@@ -72,6 +72,11 @@ constexpr ForeignFlag kForeignFlags[] = {
     {"--disable-overlap-schedule", false, true, "", "plait has no overlap schedule to disable"},
     {"--disable-custom-all-reduce", false, true, "", "there is no all-reduce on one rank"},
     {"--skip-server-warmup", false, true, "", "the engine's first step is part of its start"},
+    {"--tokenizer-path", true, false, "", "the tokenizer is read from --model-path"},
+    {"--revision", true, false, "main", "a hub id stands for the revision that refs/main of the cache names"},
+    {"--random-seed", true, true, "", "a request without a seed draws its own"},
+    {"--max-prefill-tokens", true, true, "", "--chunked-prefill-size bounds a step"},
+    {"--stream-interval", true, true, "1", "every step streams its tokens"},
     {"--log-level-http", true, true, "", "one --log-level for all"},
     {"--schedule-conservativeness", true, true, "", "plait admits by exact accounting and retracts when KV runs out"},
 };

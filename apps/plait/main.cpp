@@ -1,5 +1,10 @@
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include <fmt/ranges.h>
 
 #include "base/log.h"
 #include "base/version.h"

@@ -102,6 +102,14 @@ TEST(CommandLine, DefaultsAreThoseOfTheOptions) {
   EXPECT_THAT(parsed->non_default, ElementsAre("--model-path m"));
 }
 
+TEST(CommandLine, TheLastOneCounts) {
+  const auto parsed = parse_command_line(
+      kServe, {"--model-path", "m", "--port", "1", "--port", "2", "--log-requests", "--log-requests"});
+  ASSERT_TRUE(parsed.has_value()) << parsed.error().message;
+  EXPECT_EQ(parsed->settings.serve.port, 2);
+  EXPECT_TRUE(parsed->settings.serve.log_requests);
+}
+
 TEST(CommandLine, DumpsWhatDiffersAndMasksTheKey) {
   const auto parsed =
       parse_command_line(kServe, {"--model-path", "m", "--port", "30000", "--api-key", "secret", "--log-requests"});

@@ -15,9 +15,9 @@ namespace beast = boost::beast;
 namespace http = beast::http;
 using Clock = std::chrono::steady_clock;
 
-std::string request_body(const std::string& prompt, int64_t tokens) {
+std::string request_body(const std::string& model, const std::string& prompt, int64_t tokens) {
   const boost::json::object body = {
-      {"model", "bench"},   {"messages", {{{"role", "user"}, {"content", prompt}}}},
+      {"model", model},     {"messages", {{{"role", "user"}, {"content", prompt}}}},
       {"stream", true},     {"stream_options", {{"include_usage", true}}},
       {"temperature", 0},   {"max_tokens", tokens},
       {"ignore_eos", true},
@@ -67,7 +67,7 @@ Status note_event(std::string_view data, ChatStream& stream) {
 
 }  // namespace
 
-Result<ChatStream> stream_chat(uint16_t port, const std::string& prompt, int64_t tokens) {
+Result<ChatStream> stream_chat(uint16_t port, const std::string& model, const std::string& prompt, int64_t tokens) {
   asio::io_context io;
   asio::ip::tcp::socket socket(io);
   beast::error_code problem;
@@ -77,7 +77,7 @@ Result<ChatStream> stream_chat(uint16_t port, const std::string& prompt, int64_t
   http::request<http::string_body> request{http::verb::post, "/v1/chat/completions", 11};
   request.set(http::field::host, "127.0.0.1");
   request.set(http::field::content_type, "application/json");
-  request.body() = request_body(prompt, tokens);
+  request.body() = request_body(model, prompt, tokens);
   request.prepare_payload();
   http::write(socket, request, problem);
   if (problem) return unavailable(fmt::format("cannot send a request: {}", problem.message()));

@@ -17,6 +17,6 @@ struct ChatStream {
 
 // Blocks until the stream has ended. `tokens` are generated whatever they are. kUnavailable: nobody listens yet, or the
 // server answered 503; anything else is for good.
-Result<ChatStream> stream_chat(uint16_t port, const std::string& prompt, int64_t tokens);
+Result<ChatStream> stream_chat(uint16_t port, const std::string& model, const std::string& prompt, int64_t tokens);
 
 }  // namespace plait

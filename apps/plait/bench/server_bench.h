@@ -12,7 +12,7 @@ namespace plait {
 
 struct ServerCost {
   double first_token_seconds = 0;         // from the start of the process to the first token of a chat completion
-  double streamed_seconds_per_token = 0;  // batch 1, median of the streams
+  double streamed_seconds_per_token = 0;  // batch 1, of the least disturbed stream
   double step_seconds_per_token = 0;      // the engine's own steps at the same positions
   int64_t tokens = 0;                     // of each stream
   double overhead() const { return streamed_seconds_per_token - step_seconds_per_token; }

@@ -114,7 +114,7 @@ void plan_request(const Checkpoint& checkpoint, const WeightRequest& request, Mi
     job.source.scales = job.scales->data;
     job.source.block = kFp8Block;
   }
-  jobs.push_back(std::move(job));
+  jobs.push_back(job);
 }
 
 // In the order in which the bytes lie in the files, so that every file is read from its beginning to its end.

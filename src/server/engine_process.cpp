@@ -1,0 +1,184 @@
+#include "server/engine_process.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "scheduler/scheduler.h"
+#include "server/frame_socket.h"
+#include "server/serve.h"
+
+namespace plait {
+namespace {
+
+// How often the load is reported while there is something to report; also the resolution of the watchdog.
+constexpr int kReportMs = 500;
+// One step may bring more logprobs than a frame takes; those of one request always fit (RequestLimits).
+Status send_outputs(FrameSocket& socket, std::vector<RequestOutput>&& outputs, const SchedulerLoad& load) {
+  OutputsMessage message{std::move(outputs), load};
+  auto frame = encode(message);
+  const size_t count = message.outputs.size();
+  if (!frame.has_error() || count < 2) return socket.send(frame);
+  std::vector<RequestOutput> rest(std::make_move_iterator(message.outputs.begin() + count / 2),
+                                  std::make_move_iterator(message.outputs.end()));
+  message.outputs.resize(count / 2);
+  PLAIT_RETURN_IF_ERROR(send_outputs(socket, std::move(message.outputs), load));
+  return send_outputs(socket, std::move(rest), load);
+}
+
+bool same(const SchedulerLoad& a, const SchedulerLoad& b) {
+  return a.running == b.running && a.queued == b.queued && a.steps == b.steps && a.kv_used_tokens == b.kv_used_tokens &&
+         a.kv_evictable_tokens == b.kv_evictable_tokens && a.generation_rate == b.generation_rate;
+}
+
+// Reads the front end's messages, and reports the load now and then while it changes.
+class Reader {
+ public:
+  Reader(FrameSocket& socket, Scheduler& scheduler) : socket_(socket), scheduler_(scheduler) {}
+
+  // Until the front end says shutdown (true) or is gone (false).
+  bool run() {
+    while (true) {
+      const bool busy = report();
+      auto frame = socket_.receive(busy ? kReportMs : -1);
+      if (frame.has_error()) {
+        if (frame.error().kind == ErrorKind::kCorrupt) log::error("{}", frame.error().message);
+        return false;
+      }
+      if (!*frame) continue;
+      if ((*frame)->kind == FrameKind::kShutdown) return true;
+      if (const Status handled = handle(**frame); handled.has_error()) {
+        log::error("{}", handled.error().message);
+        return false;
+      }
+    }
+  }
+
+ private:
+  // True while the load is worth watching.
+  bool report() {
+    const auto now = std::chrono::steady_clock::now();
+    const SchedulerLoad load = scheduler_.load();
+    const bool busy = load.running + load.queued > 0 || load.generation_rate > 0 || !same(load, reported_);
+    if (busy && now - reported_at_ >= std::chrono::milliseconds(kReportMs)) {
+      if (socket_.send(encode(load)).has_error()) return false;
+      reported_ = load;
+      reported_at_ = now;
+    }
+    return busy;
+  }
+
+  Status handle(const Frame& frame) {
+    switch (frame.kind) {
+      case FrameKind::kSubmit: {
+        PLAIT_ASSIGN_OR_RETURN(Request request, decode_submit(frame.payload));
+        return submit(std::move(request));
+      }
+      case FrameKind::kAbort: {
+        PLAIT_ASSIGN_OR_RETURN(const AbortMessage message, decode_abort(frame.payload));
+        scheduler_.abort(message.id);
+        return {};
+      }
+      case FrameKind::kFlushCache: {
+        PLAIT_ASSIGN_OR_RETURN(const FlushCacheMessage message, decode_flush_cache(frame.payload));
+        return socket_.send(encode(FlushedMessage{message.ticket, scheduler_.flush_cache()}));
+      }
+      default:
+        return corrupt("the front end sent a message that only the engine sends");
+    }
+  }
+
+  Status submit(Request request) {
+    const RequestId id = request.id;
+    const Status accepted = scheduler_.submit(std::move(request));
+    if (!accepted.has_error()) return {};
+    RequestOutput output{.id = id};
+    output.finish =
+        Finish{.kind = FinishKind::kAbort, .error = accepted.error().kind, .message = accepted.error().message};
+    OutputsMessage message{.load = scheduler_.load()};
+    message.outputs.push_back(std::move(output));
+    return socket_.send(encode(message));
+  }
+
+  FrameSocket& socket_;
+  Scheduler& scheduler_;
+  SchedulerLoad reported_;
+  std::chrono::steady_clock::time_point reported_at_;
+};
+
+Result<EngineProcessOptions> receive_options(FrameSocket& socket) {
+  constexpr int kTimeoutMs = 30'000;
+  PLAIT_ASSIGN_OR_RETURN(const std::optional<Frame> frame, socket.receive(kTimeoutMs));
+  if (!frame) return deadline_exceeded("the front end sent no options");
+  if (frame->kind != FrameKind::kOptions) return corrupt("the front end's first message was not the options");
+  return decode_options(frame->payload);
+}
+
+// The front end decides when to end, so that a signal to the whole process group lets running requests finish.
+void leave_signals_to_the_front_end() {
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) ::signal(signal, SIG_IGN);
+}
+
+Result<LoadedEngine> load_engine(const EngineOptions& options) {
+  PLAIT_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::create(options));
+  LoadedEngine loaded;
+  const MemoryPlan& memory = engine->memory_plan();
+  loaded.info = {.vocab_size = engine->config().vocab_size,
+                 .context_tokens = engine->context_tokens(),
+                 .kv_tokens = memory.kv_tokens,
+                 .kv_bytes = static_cast<int64_t>(memory.kv_bytes),
+                 .weight_bytes = static_cast<int64_t>(memory.weight_bytes),
+                 .page_tokens = engine->page_tokens()};
+  loaded.executor = std::move(engine);
+  return loaded;
+}
+
+}  // namespace
+
+int run_engine_process(int descriptor, const EngineLoader& load) {
+  const auto started = std::chrono::steady_clock::now();
+  leave_signals_to_the_front_end();
+  FrameSocket socket(descriptor);
+  auto options = receive_options(socket);
+  if (options.has_error()) {
+    log::error("{}", options.error().message);
+    return 1;
+  }
+  log::Level level = log::Level::kInfo;
+  log::parse_level(options->log_level, level);
+  log::initialise(level, "engine");
+
+  (void)socket.send(encode(ProgressMessage{"loading the model"}));
+  auto loaded = load(options->engine);
+  if (loaded.has_error()) {
+    const Error& error = loaded.error();
+    (void)socket.send(encode(FailedMessage{error.kind, error.message}));
+    return 1;
+  }
+  SchedulerOptions scheduling = options->scheduler;
+  scheduling.context_tokens = loaded->info.context_tokens;
+  // The front end bounds the queue; a request that it submits again after a crash must never be refused.
+  scheduling.max_queued_requests = 0;
+  Scheduler* reporting = nullptr;
+  Scheduler scheduler(scheduling, *loaded->executor, [&](std::vector<RequestOutput>&& outputs) {
+    // without a front end there is nobody to work for
+    if (send_outputs(socket, std::move(outputs), reporting->load()).has_error()) _exit(1);
+  });
+  reporting = &scheduler;
+
+  loaded->info.start_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+  if (socket.send(encode(loaded->info)).has_error()) return 1;
+  std::thread reader([&] {
+    if (!Reader(socket, scheduler).run()) _exit(1);
+    scheduler.stop();
+  });
+  scheduler.run();
+  reader.join();
+  return 0;
+}
+
+int run_engine_process(int socket) {
+  return run_engine_process(socket, load_engine);
+}
+
+}  // namespace plait

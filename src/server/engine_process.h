@@ -1,0 +1,25 @@
+// The engine process: serves the front end over one socket until the front end is gone.
+//
+// The calling thread runs the scheduler; a second thread reads the socket. run_engine_process (serve.h) is the entry
+// with the real engine; tests bring another StepExecutor.
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "base/error.h"
+#include "engine/engine.h"
+#include "server/messages.h"
+
+namespace plait {
+
+struct LoadedEngine {
+  std::unique_ptr<StepExecutor> executor;
+  EngineInfo info;
+};
+using EngineLoader = std::function<Result<LoadedEngine>(const EngineOptions&)>;
+
+// Returns the exit status of the process.
+int run_engine_process(int socket, const EngineLoader& load);
+
+}  // namespace plait

@@ -1,0 +1,153 @@
+#include "server/engine_supervisor.h"
+
+#include "base/log.h"
+#include "base/units.h"
+
+namespace plait {
+namespace {
+
+constexpr std::chrono::milliseconds kStopPatience{3'000};
+
+// Often enough to be exact to a tenth of the limit, rarely enough to cost nothing.
+std::chrono::milliseconds watchdog_interval(std::chrono::milliseconds limit) {
+  return std::clamp(limit / 10, std::chrono::milliseconds(20), std::chrono::milliseconds(1'000));
+}
+
+}  // namespace
+
+EngineSupervisor::EngineSupervisor(EventLoop& loop, const ServeOptions& options, Events events)
+    : loop_(loop),
+      options_(options),
+      events_(std::move(events)),
+      link_(loop, {.progress = [this](const ProgressMessage& message) { set_activity(message.phase); },
+                   .ready = [this](const EngineInfo& info) { on_ready(info); },
+                   .failed = [this](FailedMessage message) { failure_ = std::move(message); },
+                   .outputs =
+                       [this](OutputsMessage message) {
+                         on_load(message.load);
+                         progress_at_ = Clock::now();
+                         events_.outputs(std::move(message.outputs));
+                       },
+                   .load = [this](const SchedulerLoad& load) { on_load(load); },
+                   .flushed = [this](const FlushedMessage& message) { events_.flushed(message); },
+                   .died = [this](const std::string& how) { on_died(how); }}),
+      policy_(options.max_engine_restarts, options.engine_restart_window),
+      restart_timer_(loop),
+      watchdog_(loop),
+      stop_timer_(loop) {}
+
+void EngineSupervisor::set_activity(std::string activity) {
+  activity_ = std::move(activity);
+  activity_since_ = Clock::now();
+}
+
+double EngineSupervisor::seconds_in_activity() const {
+  return std::chrono::duration<double>(Clock::now() - activity_since_).count();
+}
+
+void EngineSupervisor::start() {
+  phase_ = EnginePhase::kStarting;
+  launch();
+}
+
+void EngineSupervisor::launch() {
+  failure_.reset();
+  set_activity("starting the engine process");
+  const Status started = link_.start({options_.engine, options_.scheduler, options_.log_level});
+  if (started.has_error()) give_up(started.error().message);
+}
+
+void EngineSupervisor::on_ready(const EngineInfo& info) {
+  const bool again = info_.has_value();
+  info_ = info;
+  load_ = {};
+  phase_ = EnginePhase::kReady;
+  set_activity("serving");
+  progress_at_ = Clock::now();
+  if (again) log::info("engine process {} is ready after {}", pid(), format_seconds(info.start_seconds));
+  set_busy(busy_);
+  events_.ready(info);
+}
+
+void EngineSupervisor::on_load(const SchedulerLoad& load) {
+  if (load.steps != load_.steps) progress_at_ = Clock::now();
+  load_ = load;
+}
+
+void EngineSupervisor::set_busy(bool busy) {
+  if (busy && !busy_) progress_at_ = Clock::now();
+  busy_ = busy;
+  const bool watch = busy && phase_ == EnginePhase::kReady;
+  if (watch == watching_) return;
+  watching_ = watch;
+  if (watch) {
+    watchdog_.set(watchdog_interval(options_.watchdog_timeout), [this] { look_for_progress(); });
+  } else {
+    watchdog_.cancel();
+  }
+}
+
+// Steps count, not heartbeats: a process that answers but computes nothing is stuck, too.
+void EngineSupervisor::look_for_progress() {
+  watching_ = false;
+  const auto stalled = Clock::now() - progress_at_;
+  if (stalled >= options_.watchdog_timeout) {
+    log::error("the engine made no step for {} while requests run (--watchdog-timeout): it is killed",
+               format_seconds(std::chrono::duration<double>(stalled).count()));
+    link_.kill();
+    return;
+  }
+  set_busy(busy_);
+}
+
+void EngineSupervisor::on_died(const std::string& how) {
+  watchdog_.cancel();
+  watching_ = false;
+  if (stopped_) {
+    phase_ = EnginePhase::kStopped;
+    const auto stopped = std::exchange(stopped_, nullptr);
+    stopped();
+    return;
+  }
+  if (!info_) {
+    give_up(failure_ ? failure_->message : fmt::format("the engine process {} while it started", how));
+    return;
+  }
+  phase_ = EnginePhase::kRestarting;
+  const std::string reason = failure_ ? fmt::format("{} ({})", how, failure_->message) : how;
+  const auto delay = policy_.after_death(Clock::now());
+  events_.died(how);
+  if (!delay) {
+    give_up(fmt::format(
+        "the engine process {}; it died {} times within {} s, more often than it is restarted "
+        "(max_engine_restarts {})",
+        reason, policy_.recent_deaths(), options_.engine_restart_window.count(), options_.max_engine_restarts));
+    return;
+  }
+  log::error("the engine process {}; starting it again {}", reason,
+             delay->count() == 0 ? "at once" : fmt::format("in {} ms", delay->count()));
+  ++restarts_;
+  set_activity("waiting before the engine is started again");
+  restart_timer_.set(*delay, [this] { launch(); });
+}
+
+void EngineSupervisor::give_up(const std::string& why) {
+  phase_ = EnginePhase::kStopped;
+  set_activity("stopped");
+  events_.gave_up(why);
+}
+
+void EngineSupervisor::stop(std::function<void()> stopped) {
+  restart_timer_.cancel();
+  watchdog_.cancel();
+  if (!link_.running()) {
+    phase_ = EnginePhase::kStopped;
+    loop_.post(std::move(stopped));
+    return;
+  }
+  stopped_ = std::move(stopped);
+  link_.send_shutdown();
+  stop_timer_.set(kStopPatience, [this] { link_.kill(); });
+}
+
+}  // namespace plait

@@ -1,0 +1,80 @@
+// Keeps an engine running: starts it, starts it again when it dies, kills it when it hangs, and gives up when it dies
+// too often. Loop thread only.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "server/engine_link.h"
+#include "server/event_loop.h"
+#include "server/restart_policy.h"
+#include "server/serve.h"
+
+namespace plait {
+
+enum class EnginePhase { kStarting, kReady, kRestarting, kStopped };
+
+class EngineSupervisor {
+ public:
+  using Clock = std::chrono::steady_clock;
+  struct Events {
+    std::function<void(const EngineInfo&)> ready;  // the first one, and each that replaced a dead one
+    std::function<void(std::vector<RequestOutput>&&)> outputs;
+    std::function<void(const FlushedMessage&)> flushed;
+    std::function<void(const std::string& how)> died;
+    // It will not be started again; the sentence says why.
+    std::function<void(const std::string& why)> gave_up;
+  };
+
+  EngineSupervisor(EventLoop& loop, const ServeOptions& options, Events events);
+
+  void start();
+  // Asks the engine to end, kills it if it does not, and starts none again.
+  void stop(std::function<void()> stopped);
+
+  // Whether requests are in flight: the watchdog only looks then.
+  void set_busy(bool busy);
+
+  EnginePhase phase() const { return phase_; }
+  const std::string& activity() const { return activity_; }  // "loading the model"
+  double seconds_in_activity() const;
+  const std::optional<EngineInfo>& info() const { return info_; }  // of the engine that runs, or ran last
+  const SchedulerLoad& load() const { return load_; }
+  uint64_t restarts() const { return restarts_; }
+  pid_t pid() const { return link_.pid(); }
+  EngineLink& link() { return link_; }
+
+ private:
+  void launch();
+  void on_ready(const EngineInfo& info);
+  void on_load(const SchedulerLoad& load);
+  void on_died(const std::string& how);
+  void look_for_progress();
+  void give_up(const std::string& why);
+  void set_activity(std::string activity);
+
+  EventLoop& loop_;
+  const ServeOptions& options_;
+  Events events_;
+  EngineLink link_;
+  RestartPolicy policy_;
+  EventLoop::Timer restart_timer_;
+  EventLoop::Timer watchdog_;
+  EventLoop::Timer stop_timer_;
+  std::function<void()> stopped_;
+
+  EnginePhase phase_ = EnginePhase::kStarting;
+  std::string activity_ = "starting the engine process";
+  Clock::time_point activity_since_ = Clock::now();
+  std::optional<EngineInfo> info_;
+  std::optional<FailedMessage> failure_;
+  SchedulerLoad load_;
+  uint64_t restarts_ = 0;
+  bool busy_ = false;
+  bool watching_ = false;
+  Clock::time_point progress_at_;
+};
+
+}  // namespace plait

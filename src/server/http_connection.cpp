@@ -1,0 +1,371 @@
+#include "server/http_connection.h"
+
+#include <ctime>
+
+#include <boost/asio/as_tuple.hpp>
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/use_awaitable.hpp>
+
+namespace plait {
+namespace {
+
+namespace asio = boost::asio;
+using asio::awaitable;
+
+constexpr auto kTuple = asio::as_tuple(asio::use_awaitable);
+
+// Bytes that are read ahead of the request that is worked on.
+constexpr size_t kReadAheadBytes = 64 << 10;
+// A refused client may still be sending: reading on for a while lets it see the answer instead of a reset.
+constexpr std::chrono::seconds kLingerTime{2};
+constexpr size_t kLingerBytes = 64 << 20;
+
+struct Reason {
+  int status;
+  std::string_view words;
+};
+constexpr Reason kReasons[] = {{200, "OK"},
+                               {204, "No Content"},
+                               {400, "Bad Request"},
+                               {401, "Unauthorized"},
+                               {404, "Not Found"},
+                               {405, "Method Not Allowed"},
+                               {408, "Request Timeout"},
+                               {413, "Content Too Large"},
+                               {415, "Unsupported Media Type"},
+                               {431, "Request Header Fields Too Large"},
+                               {500, "Internal Server Error"},
+                               {503, "Service Unavailable"},
+                               {504, "Gateway Timeout"}};
+
+std::string_view reason_of(int status) {
+  for (const Reason& reason : kReasons) {
+    if (reason.status == status) return reason.words;
+  }
+  return "Unknown";
+}
+
+const std::string& date_header() {
+  static std::time_t formatted = 0;
+  static std::string text;
+  const std::time_t now = std::time(nullptr);
+  if (now != formatted) {
+    std::tm utc{};
+    gmtime_r(&now, &utc);
+    char buffer[64];
+    text.assign(buffer, std::strftime(buffer, sizeof buffer, "%a, %d %b %Y %H:%M:%S GMT", &utc));
+    formatted = now;
+  }
+  return text;
+}
+
+// The handlers' side of one request. It keeps the connection alive, so answers always have somewhere to go.
+class ConnectionExchange : public Exchange {
+ public:
+  ConnectionExchange(std::shared_ptr<HttpConnection> connection, HttpRequest request)
+      : connection_(std::move(connection)), request_(std::move(request)) {}
+
+  // A handler that drops a request without an answer made a mistake; the client must not wait for ever.
+  ~ConnectionExchange() override {
+    if (!answered_) {
+      respond(to_response(server_failure("The request was dropped.")));
+    } else if (streaming_) {
+      connection_->finish_exchange(false);
+    }
+  }
+
+  const HttpRequest& request() const override { return request_; }
+
+  void respond(HttpResponse response) override {
+    if (std::exchange(answered_, true)) return;
+    connection_->send_response(response, request_);
+    connection_->finish_exchange(false);
+  }
+
+  void begin_stream(std::string_view content_type) override {
+    if (std::exchange(answered_, true)) return;
+    streaming_ = true;
+    connection_->begin_stream(content_type, request_);
+  }
+
+  void write(std::string_view bytes) override {
+    if (streaming_) connection_->send_chunk(bytes, !request_.http_1_0);
+  }
+
+  void end_stream() override {
+    if (std::exchange(streaming_, false)) connection_->finish_exchange(!request_.http_1_0);
+  }
+
+  void on_disconnect(std::function<void()> callback) override { lost_ = std::move(callback); }
+  bool abandoned() const override { return abandoned_; }
+  void lose() {
+    abandoned_ = true;
+    if (const auto callback = std::exchange(lost_, nullptr)) callback();
+  }
+
+ private:
+  std::shared_ptr<HttpConnection> connection_;
+  HttpRequest request_;
+  std::function<void()> lost_;
+  bool answered_ = false;
+  bool streaming_ = false;
+  bool abandoned_ = false;
+};
+
+// Counts the connection as busy while a request is worked on.
+class Busy {
+ public:
+  explicit Busy(HttpServerContext& server) : server_(server) { ++server_.busy; }
+  ~Busy() { --server_.busy; }
+
+ private:
+  HttpServerContext& server_;
+};
+
+}  // namespace
+
+HttpResponse to_response(const ApiError& error) {
+  HttpResponse response{.status = error.status, .body = to_json(error)};
+  if (error.retry_after_s) response.headers.emplace_back("Retry-After", fmt::format("{}", *error.retry_after_s));
+  if (!error.allow.empty()) response.headers.emplace_back("Allow", error.allow);
+  if (error.status == 401) response.headers.emplace_back("WWW-Authenticate", "Bearer");
+  return response;
+}
+
+HttpConnection::HttpConnection(asio::ip::tcp::socket socket, std::shared_ptr<HttpServerContext> server)
+    : socket_(std::move(socket)),
+      server_(std::move(server)),
+      wake_(socket_.get_executor()),
+      write_timer_(socket_.get_executor()) {
+  ++server_->connections;
+}
+
+HttpConnection::~HttpConnection() {
+  --server_->connections;
+}
+
+// ---- input
+
+void HttpConnection::want_input() {
+  if (reading_ || input_ended_ || broken_ || input_.size() >= kReadAheadBytes) return;
+  reading_ = true;
+  socket_.async_wait(asio::ip::tcp::socket::wait_read,
+                     [self = shared_from_this()](const boost::system::error_code& problem) {
+                       self->reading_ = false;
+                       if (problem) self->input_ended_ = true;
+                       if (!problem) self->take_input();
+                       self->want_input();
+                       self->notify();
+                     });
+}
+
+void HttpConnection::take_input() {
+  boost::system::error_code problem;
+  const size_t bytes = socket_.read_some(asio::buffer(server_->scratch), problem);
+  input_.append(server_->scratch.data(), bytes);
+  if (problem && problem != asio::error::would_block && problem != asio::error::try_again) input_ended_ = true;
+}
+
+// Until notify(), or the deadline.
+awaitable<void> HttpConnection::changed(Clock::time_point deadline) {
+  wake_.expires_at(deadline);
+  co_await wake_.async_wait(kTuple);
+}
+
+// ---- output
+
+void HttpConnection::append_head(const HttpResponse& response, std::string_view framing) {
+  fmt::format_to(std::back_inserter(queued_), "HTTP/1.1 {} {}\r\nDate: {}\r\nServer: plait\r\n", response.status,
+                 reason_of(response.status), date_header());
+  if (!response.content_type.empty() && response.status != 204) {
+    fmt::format_to(std::back_inserter(queued_), "Content-Type: {}\r\n", response.content_type);
+  }
+  for (const auto& [name, value] : response.headers) {
+    fmt::format_to(std::back_inserter(queued_), "{}: {}\r\n", name, value);
+  }
+  fmt::format_to(std::back_inserter(queued_), "{}Connection: {}\r\n\r\n", framing,
+                 keep_alive_ ? "keep-alive" : "close");
+}
+
+void HttpConnection::send_response(const HttpResponse& response, const HttpRequest& request) {
+  if (broken_) return;
+  append_head(response, response.status == 204 ? "" : fmt::format("Content-Length: {}\r\n", response.body.size()));
+  if (request.method != "HEAD" && response.status != 204) queued_ += response.body;
+  start_write();
+}
+
+void HttpConnection::begin_stream(std::string_view content_type, const HttpRequest& request) {
+  if (broken_) return;
+  // Without chunks the end of the connection is the end of the answer.
+  if (request.http_1_0) keep_alive_ = false;
+  append_head({.content_type = std::string(content_type), .headers = {{"Cache-Control", "no-cache"}}},
+              request.http_1_0 ? "" : "Transfer-Encoding: chunked\r\n");
+}
+
+void HttpConnection::send_chunk(std::string_view bytes, bool chunked) {
+  if (broken_ || bytes.empty()) return;
+  if (queued_.size() + sending_.size() - sent_ > server_->limits.unread_stream_bytes) {
+    break_off();
+    return;
+  }
+  if (chunked) fmt::format_to(std::back_inserter(queued_), "{:x}\r\n", bytes.size());
+  queued_ += bytes;
+  if (chunked) queued_ += "\r\n";
+  start_write();
+}
+
+void HttpConnection::finish_exchange(bool chunked_end) {
+  if (chunked_end && !broken_) queued_ += "0\r\n\r\n";
+  start_write();
+  exchange_done_ = true;
+  notify();
+}
+
+void HttpConnection::start_write() {
+  if (writing_ || broken_ || queued_.empty()) return;
+  writing_ = true;
+  sent_ = 0;
+  sending_.clear();
+  sending_.swap(queued_);
+  continue_write();
+}
+
+void HttpConnection::continue_write() {
+  write_timer_.expires_after(server_->limits.write_timeout);
+  write_timer_.async_wait([weak = weak_from_this()](const boost::system::error_code& problem) {
+    if (const auto self = weak.lock(); self && !problem && self->writing_) self->break_off();
+  });
+  socket_.async_write_some(asio::buffer(sending_.data() + sent_, sending_.size() - sent_),
+                           [self = shared_from_this()](const boost::system::error_code& problem, size_t bytes) {
+                             self->sent_ += bytes;
+                             if (problem) self->break_off();
+                             if (!self->broken_ && self->sent_ < self->sending_.size()) {
+                               self->continue_write();
+                               return;
+                             }
+                             self->writing_ = false;
+                             self->write_timer_.cancel();
+                             if (self->queued_.empty()) {
+                               self->notify();
+                             } else {
+                               self->start_write();
+                             }
+                           });
+}
+
+void HttpConnection::break_off() {
+  broken_ = true;
+  queued_ = {};
+  boost::system::error_code ignored;
+  socket_.close(ignored);
+  notify();
+}
+
+// ---- the conversation
+
+// Answers without the body of the request having been read. True if the connection can go on.
+bool HttpConnection::refuse(const HttpResponse& response, const HttpRequest& request) {
+  send_response(response, request);
+  return keep_alive_;
+}
+
+awaitable<bool> HttpConnection::read_request(HttpParser& parser) {
+  const HttpLimits& limits = server_->limits;
+  Clock::time_point deadline = Clock::now() + limits.idle_timeout;
+  bool timed = false;
+  bool fresh = !input_.empty();
+  while (true) {
+    if (fresh && !std::exchange(timed, true)) deadline = Clock::now() + limits.read_timeout;
+    while (fresh) {
+      size_t consumed = 0;
+      const HttpParser::State state = parser.feed(input_, consumed);
+      input_.erase(0, consumed);
+      if (state == HttpParser::State::kComplete) co_return true;
+      if (state == HttpParser::State::kNeedMore) fresh = false;
+      if (state == HttpParser::State::kError) {
+        keep_alive_ = false;
+        refuse(to_response(*parser.error()), parser.request());
+        co_return false;
+      }
+      if (state != HttpParser::State::kHeader) continue;
+      const HttpRequest& head = parser.request();
+      keep_alive_ = head.keep_alive;
+      if (const std::optional<HttpResponse> refusal = server_->handlers.check_head(head)) {
+        keep_alive_ = keep_alive_ && !head.has_body;
+        co_return refuse(*refusal, head);
+      }
+      if (head.expects_continue && head.has_body && input_.empty()) {
+        queued_ += "HTTP/1.1 100 Continue\r\n\r\n";
+        start_write();
+      }
+    }
+    if (input_ended_ || broken_) co_return false;
+    const size_t before = input_.size();
+    want_input();
+    co_await changed(deadline);
+    fresh = input_.size() > before;
+    if (fresh || input_ended_ || broken_ || Clock::now() < deadline) continue;
+    keep_alive_ = false;
+    if (parser.started()) {
+      ApiError error = bad_request("The request did not arrive in time.", {}, "request_timeout");
+      error.status = 408;
+      refuse(to_response(error), parser.request());
+    }
+    co_return false;
+  }
+}
+
+awaitable<void> HttpConnection::answer(HttpParser& parser) {
+  exchange_done_ = false;
+  const Busy busy(*server_);
+  auto exchange = std::make_shared<ConnectionExchange>(shared_from_this(), std::move(parser.request()));
+  const std::weak_ptr<ConnectionExchange> watched = exchange;
+  // The handler owns the exchange from here on: if it drops it, the exchange answers for itself.
+  server_->handlers.handle(std::move(exchange));
+  while (!exchange_done_) {
+    if (input_ended_ || broken_) {
+      if (const auto lost = watched.lock()) lost->lose();
+      break_off();
+      co_return;
+    }
+    want_input();
+    co_await changed(Clock::time_point::max());
+  }
+  co_await flush();
+}
+
+awaitable<void> HttpConnection::flush() {
+  while (!broken_ && (writing_ || !queued_.empty())) co_await changed(Clock::time_point::max());
+}
+
+awaitable<bool> HttpConnection::serve_one() {
+  HttpParser parser(server_->limits.header_bytes, server_->limits.body_bytes);
+  const bool complete = co_await read_request(parser);
+  if (complete && parser.complete()) co_await answer(parser);
+  co_return complete&& keep_alive_ && !broken_;
+}
+
+awaitable<void> HttpConnection::linger() {
+  if (broken_ || input_ended_) co_return;
+  boost::system::error_code ignored;
+  socket_.shutdown(asio::ip::tcp::socket::shutdown_send, ignored);
+  const Clock::time_point deadline = Clock::now() + kLingerTime;
+  size_t discarded = 0;
+  while (!input_ended_ && discarded < kLingerBytes && Clock::now() < deadline) {
+    discarded += input_.size();
+    input_.clear();
+    want_input();
+    co_await changed(deadline);
+  }
+}
+
+awaitable<void> HttpConnection::run() {
+  const auto self = shared_from_this();
+  want_input();
+  while (co_await serve_one()) {
+  }
+  co_await linger();
+  break_off();
+}
+
+}  // namespace plait

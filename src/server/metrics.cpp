@@ -1,0 +1,164 @@
+#include "server/metrics.h"
+
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+#include <prometheus/text_serializer.h>
+
+namespace plait {
+namespace {
+
+using Buckets = prometheus::Histogram::BucketBoundaries;
+
+const Buckets kFirstTokenBuckets{0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1,   2,
+                                 4,     6,    8,    10,   20,  40,  60,  80,  100, 200, 400};
+const Buckets kInterTokenBuckets{0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.06,
+                                 0.08,  0.1,   0.2,   0.3,   0.4,   0.6,  0.8,   1,    2,     4,    6,     8};
+const Buckets kEndToEndBuckets{0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1,   2,   4,    6,    8,   10,
+                               20,   40,  60,  80,  100, 200, 400, 600, 1200, 1800, 2400};
+
+enum GaugeName {
+  kRunning,
+  kQueued,
+  kUsedTokens,
+  kEvictableTokens,
+  kTotalTokens,
+  kTokenUsage,
+  kThroughput,
+  kCacheHitRate,
+  kGaugeCount
+};
+struct GaugeText {
+  const char* name;
+  const char* help;
+};
+constexpr GaugeText kGauges[kGaugeCount] = {
+    {"sglang:num_running_reqs", "Requests that are in the running batch."},
+    {"sglang:num_queue_reqs", "Requests that wait in the queue."},
+    {"sglang:num_used_tokens", "Tokens of the KV pool held by running requests."},
+    {"sglang:kv_evictable_tokens", "Tokens of the KV pool held by the prefix cache alone."},
+    {"sglang:max_total_num_tokens", "Capacity of the KV pool in tokens."},
+    {"sglang:token_usage", "Share of the KV pool held by running requests."},
+    {"sglang:gen_throughput", "Generated tokens per second, over the last few seconds."},
+    {"sglang:cache_hit_rate", "Share of prompt tokens that were found in the prefix cache."},
+};
+
+// Totals that the engine counts start again with it; here they go on.
+struct EngineTotal {
+  uint64_t before = 0;  // of engines that are gone
+  uint64_t now = 0;
+  uint64_t total() const { return before + now; }
+  void engine_gone() { before += std::exchange(now, 0); }
+};
+
+double share(double part, double whole) {
+  return whole > 0 ? part / whole : 0;
+}
+
+}  // namespace
+
+struct Metrics::State {
+  explicit State(const std::string& model_name) : labels{{"model_name", model_name}} {}
+
+  prometheus::Counter& counter(const char* name, const char* help) {
+    return prometheus::BuildCounter().Name(name).Help(help).Register(registry).Add(labels);
+  }
+  prometheus::Gauge& gauge(prometheus::Registry& where, const char* name, const char* help) {
+    return prometheus::BuildGauge().Name(name).Help(help).Register(where).Add(labels);
+  }
+  prometheus::Histogram& histogram(const char* name, const char* help, const Buckets& buckets) {
+    return prometheus::BuildHistogram().Name(name).Help(help).Register(registry).Add(labels, buckets);
+  }
+
+  prometheus::Labels labels;
+  prometheus::Registry registry;
+  prometheus::Registry engine_registry;  // shown while there is an engine
+  bool engine_known = false;
+  EngineTotal retractions;
+  prometheus::Gauge* gauges[kGaugeCount] = {};
+
+  prometheus::Counter& prompt_tokens = counter("sglang:prompt_tokens_total", "Prompt tokens processed.");
+  prometheus::Counter& cached_tokens =
+      counter("sglang:cached_tokens_total", "Prompt tokens found in the prefix cache.");
+  prometheus::Counter& generation_tokens = counter("sglang:generation_tokens_total", "Tokens generated.");
+  prometheus::Counter& requests = counter("sglang:num_requests_total", "Requests finished.");
+  prometheus::Counter& aborted =
+      counter("sglang:num_aborted_requests_total", "Requests that ended without their answer.");
+  prometheus::Counter& restarts =
+      counter("plait:engine_restarts_total", "Engine processes started again after one died.");
+  prometheus::Gauge& retracted =
+      gauge(registry, "sglang:num_retracted_reqs", "Times a running request gave its KV memory back, since the start.");
+  prometheus::Gauge& unfinished =
+      gauge(registry, "plait:unfinished_requests", "Requests accepted and not finished, as the front end counts them.");
+  prometheus::Histogram& first_token = histogram("sglang:time_to_first_token_seconds",
+                                                 "From a request's arrival to its first token.", kFirstTokenBuckets);
+  prometheus::Histogram& inter_token =
+      histogram("sglang:inter_token_latency_seconds", "Between two tokens of a request.", kInterTokenBuckets);
+  prometheus::Histogram& end_to_end =
+      histogram("sglang:e2e_request_latency_seconds", "From a request's arrival to its end.", kEndToEndBuckets);
+};
+
+Metrics::Metrics(const std::string& model_name) : state_(std::make_unique<State>(model_name)) {
+  for (int i = 0; i < kGaugeCount; ++i) {
+    state_->gauges[i] = &state_->gauge(state_->engine_registry, kGauges[i].name, kGauges[i].help);
+  }
+}
+
+Metrics::~Metrics() = default;
+
+void Metrics::first_token(double seconds_since_arrival, int64_t prompt_tokens, int64_t cached_tokens) {
+  state_->first_token.Observe(seconds_since_arrival);
+  state_->prompt_tokens.Increment(static_cast<double>(prompt_tokens));
+  state_->cached_tokens.Increment(static_cast<double>(cached_tokens));
+}
+
+void Metrics::more_tokens(int64_t tokens, double seconds) {
+  for (int64_t i = 0; i < tokens; ++i) state_->inter_token.Observe(seconds / static_cast<double>(tokens));
+}
+
+void Metrics::generated(int64_t tokens) {
+  state_->generation_tokens.Increment(static_cast<double>(tokens));
+}
+
+void Metrics::finished(double seconds_since_arrival, bool aborted) {
+  state_->requests.Increment();
+  if (aborted) state_->aborted.Increment();
+  state_->end_to_end.Observe(seconds_since_arrival);
+}
+
+void Metrics::engine_restarted() {
+  state_->restarts.Increment();
+}
+
+void Metrics::load(const SchedulerLoad& load) {
+  state_->engine_known = true;
+  const double values[kGaugeCount] = {
+      static_cast<double>(load.running),
+      static_cast<double>(load.queued),
+      static_cast<double>(load.kv_used_tokens),
+      static_cast<double>(load.kv_evictable_tokens),
+      static_cast<double>(load.kv_tokens),
+      share(static_cast<double>(load.kv_used_tokens), static_cast<double>(load.kv_tokens)),
+      load.generation_rate,
+      share(static_cast<double>(load.cached_prompt_tokens), static_cast<double>(load.prompt_tokens)),
+  };
+  for (int i = 0; i < kGaugeCount; ++i) state_->gauges[i]->Set(values[i]);
+  state_->retractions.now = load.retractions;
+}
+
+void Metrics::engine_gone() {
+  state_->engine_known = false;
+  state_->retractions.engine_gone();
+}
+
+std::string Metrics::expose(size_t unfinished) {
+  state_->unfinished.Set(static_cast<double>(unfinished));
+  state_->retracted.Set(static_cast<double>(state_->retractions.total()));
+  const prometheus::TextSerializer serializer;
+  std::string text = serializer.Serialize(state_->registry.Collect());
+  if (state_->engine_known) text += serializer.Serialize(state_->engine_registry.Collect());
+  return text;
+}
+
+}  // namespace plait

@@ -1,0 +1,20 @@
+// The shape of /generate's answers: text, output_ids, meta_info.
+#pragma once
+
+#include <memory>
+
+#include "server/api_context.h"
+#include "server/generation_request.h"
+
+namespace plait {
+
+struct NativeFormatOptions {
+  bool list = false;          // the answer is an array, events carry "index"
+  bool incremental = false;   // an event holds only what is new, else everything so far
+  bool logprob_text = false;  // return_text_in_logprobs
+};
+
+// `context` outlives the format.
+std::unique_ptr<ResponseFormat> make_native_format(const ApiContext& context, NativeFormatOptions options);
+
+}  // namespace plait

@@ -1,0 +1,148 @@
+#include "server/serve.h"
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/signal_set.hpp>
+#include <signal.h>
+
+#include "base/log.h"
+#include "base/process.h"
+#include "base/units.h"
+#include "checkpoint/checkpoint.h"
+#include "server/api.h"
+#include "server/http_server.h"
+
+namespace plait {
+namespace {
+
+// Descriptors that are not client connections: listener, engine, epoll, logs.
+constexpr size_t kReservedDescriptors = 64;
+constexpr std::chrono::milliseconds kLastAnswers{2'000};
+constexpr std::chrono::milliseconds kLastAnswersPoll{20};
+constexpr int kHelperThreads = 1;
+
+struct Model {
+  std::optional<Tokenizer> tokenizer;
+  ApiContext context;
+};
+
+Result<Model> read_model(const ServeOptions& options) {
+  PLAIT_ASSIGN_OR_RETURN(const std::filesystem::path folder, resolve_model_path(options.engine.model_path));
+  Model model;
+  ApiContext& context = model.context;
+  PLAIT_ASSIGN_OR_RETURN(context.config, read_model_config(folder, options.engine.config_overrides));
+  if (!options.skip_tokenizer_init) {
+    PLAIT_ASSIGN_OR_RETURN(model.tokenizer, Tokenizer::load(folder));
+    if (options.chat_template.empty()) {
+      context.chat_format = detect_chat_format(context.config, *model.tokenizer);
+    } else {
+      PLAIT_ASSIGN_OR_RETURN(context.chat_format, parse_chat_format(options.chat_template));
+    }
+  }
+  context.model_path = options.engine.model_path;
+  context.served_model_name = options.served_model_name.empty() ? options.engine.model_path : options.served_model_name;
+  context.stream_output = options.stream_output;
+  if (options.default_request_timeout.count() > 0) context.time_limit = options.default_request_timeout;
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  context.started_at = std::chrono::duration_cast<std::chrono::seconds>(now).count();
+  return model;
+}
+
+class Server {
+ public:
+  Server(const ServeOptions& options, Model model)
+      : options_(options),
+        model_(std::move(model)),
+        loop_(kHelperThreads),
+        signals_(loop_.context(), SIGTERM, SIGINT),
+        exit_timer_(loop_),
+        front_end_(loop_, options_, model_.context,
+                   {.ready = [this] { on_ready(); }, .ended = [this](int status) { on_ended(status); }}),
+        api_(front_end_) {
+    if (model_.tokenizer) model_.context.tokenizer = &*model_.tokenizer;
+  }
+
+  Status run() {
+    HttpLimits limits{.header_bytes = options_.max_header_bytes,
+                      .body_bytes = options_.max_body_bytes,
+                      .read_timeout = options_.request_read_timeout};
+    limits.connections = raise_open_file_limit() - kReservedDescriptors;
+    PLAIT_ASSIGN_OR_RETURN(
+        http_, HttpServer::listen(
+                   loop_, options_.host, options_.port, limits,
+                   {.check_head = [this](const HttpRequest& head) { return api_.check_head(head); },
+                    .handle = [this](std::shared_ptr<Exchange> exchange) { api_.handle(std::move(exchange)); }}));
+    log::info("listening on http://{}:{}", options_.host, http_->port());
+    wait_for_signal();
+    front_end_.start();
+    loop_.run();
+    return {};
+  }
+
+  int status() const { return status_; }
+
+ private:
+  void on_ready() {
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
+    log::info("ready after {}: {} on http://{}:{}", format_seconds(seconds), model_.context.served_model_name,
+              options_.host, http_->port());
+    log::info("The server is fired up and ready to roll!");
+  }
+
+  void wait_for_signal() {
+    signals_.async_wait([this](const boost::system::error_code& problem, int number) {
+      if (problem) return;
+      log::info("{}: the server stops accepting requests and shuts down", strsignal(number));
+      front_end_.drain([this] { return http_->unanswered(); });
+      // A second signal means now. PR_SET_PDEATHSIG takes the engine along.
+      signals_.async_wait([](const boost::system::error_code& again, int) {
+        if (!again) _exit(130);
+      });
+    });
+  }
+
+  void on_ended(int status) {
+    status_ = status;
+    exit_until_ = std::chrono::steady_clock::now() + kLastAnswers;
+    exit_when_answered();
+  }
+
+  // The last answers are still on their way out.
+  void exit_when_answered() {
+    if (http_->unanswered() == 0 || std::chrono::steady_clock::now() >= exit_until_) {
+      loop_.stop();
+      return;
+    }
+    exit_timer_.set(kLastAnswersPoll, [this] { exit_when_answered(); });
+  }
+
+  const ServeOptions options_;
+  const std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
+  Model model_;
+  EventLoop loop_;
+  boost::asio::signal_set signals_;
+  EventLoop::Timer exit_timer_;
+  FrontEnd front_end_;
+  Api api_;
+  std::unique_ptr<HttpServer> http_;
+  std::chrono::steady_clock::time_point exit_until_;
+  int status_ = 0;
+};
+
+}  // namespace
+
+int serve(const ServeOptions& options) {
+  ::signal(SIGPIPE, SIG_IGN);
+  auto model = read_model(options);
+  if (model.has_error()) {
+    log::error("{}", model.error().message);
+    return 1;
+  }
+  Server server(options, std::move(model).value());
+  if (const Status status = server.run(); status.has_error()) {
+    log::error("{}", status.error().message);
+    return 1;
+  }
+  return server.status();
+}
+
+}  // namespace plait

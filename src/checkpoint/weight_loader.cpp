@@ -204,6 +204,7 @@ Result<LoadReport> load_weights(const Checkpoint& checkpoint, std::span<const We
   PLAIT_ASSIGN_OR_RETURN(const std::vector<Job> jobs, plan_jobs(checkpoint, requests));
   LoadReport report = report_of(checkpoint, jobs, options.num_hidden_layers);
   std::vector<size_t> job_bytes;
+  job_bytes.reserve(jobs.size());
   for (const Job& job : jobs) job_bytes.push_back(job.size_bytes());
 
   constexpr size_t kReadAheadJobs = 8;

@@ -19,6 +19,16 @@ double product_flops(const FeedForwardWeights& weights, double rows) {
   return product_flops(weights.gate_up, rows) + product_flops(weights.down, rows);
 }
 
+// One grouped product computes all experts of a layer, so they must be stored alike.
+Status check_uniform_experts(int64_t layer, std::span<const FeedForwardWeights> experts) {
+  for (size_t i = 1; i < experts.size(); ++i)
+    if (experts[i].gate_up.format() != experts[0].gate_up.format() ||
+        experts[i].down.format() != experts[0].down.format())
+      return unsupported(
+          fmt::format("model.layers.{}.mlp.experts: 0 and {} are stored in different formats", layer, i));
+  return {};
+}
+
 }  // namespace
 
 DeepseekModel::DeepseekModel(const ModelConfig& config, const ModelOptions& options)
@@ -34,6 +44,8 @@ Status DeepseekModel::finish_loading() {
   // Absorbed matrices were made where kv_b was in hand (deepseek_weights.cpp): nothing has to be read twice.
   if (weights_.lm_head.out_features() != config_.vocab_size || weights_.embedding.size_bytes() == 0)
     return internal("finish_loading() was called before the weights were written");
+  for (size_t layer = 0; layer < weights_.layers.size(); ++layer)
+    PLAIT_RETURN_IF_ERROR(check_uniform_experts(static_cast<int64_t>(layer), weights_.layers[layer].moe.experts));
   loaded_ = true;
   return {};
 }

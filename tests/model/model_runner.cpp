@@ -68,6 +68,16 @@ void ModelRunner::release(TestSequence& sequence) {
   sequence = {};
 }
 
+void ModelRunner::fill_page_with_zeros(int32_t page) {
+  const KvSpec spec = model_->kv_spec();
+  for (size_t i = 0; i < spec.components.size(); ++i) {
+    const int64_t page_bytes = kv_.components[i].layer_stride_bytes / kv_.pages;
+    for (int64_t layer = 0; layer < spec.components[i].layers; ++layer)
+      std::memset(kv_.components[i].data + layer * kv_.components[i].layer_stride_bytes + page * page_bytes, 0,
+                  page_bytes);
+  }
+}
+
 Recorded ModelRunner::run(const Step& step) {
   Recorded recorded;
   recorded.vocab = model_->config().vocab_size;

@@ -38,7 +38,7 @@ struct TestSequence {
 class ModelRunner {
  public:
   ModelRunner(const ModelConfig& config, const TensorSet& weights, const ModelOptions& options, int64_t page_tokens = 4,
-              int64_t pages = 256, int threads = 2);
+              int64_t pages = 256, int threads = 1);
 
   Model& model() { return *model_; }
   int64_t page_tokens() const { return kv_.page_tokens; }
@@ -46,6 +46,7 @@ class ModelRunner {
   // Gives `sequence` pages for `tokens` positions. Pages of one sequence are scattered over the pool.
   void reserve(TestSequence& sequence, int64_t tokens);
   void release(TestSequence& sequence);
+  void fill_page_with_zeros(int32_t page);
 
   Recorded run(const Step& step);
   // The next tokens of one sequence in one step; logits of the last `logit_count` (-1: of all).

@@ -4,8 +4,8 @@
 #include <gmock/gmock.h>
 
 #include "checkpoint/model_config.h"
+#include "tests/text/small_tokenizer.h"
 #include "tests/text/test_data.h"
-#include "text/byte_level.h"
 #include "text/chat.h"
 #include "text/python_json.h"
 
@@ -14,16 +14,11 @@ namespace {
 
 // A byte-level tokenizer with these added tokens; the first two are BOS and EOS.
 Tokenizer make_tokenizer(const std::vector<std::string>& added, const std::string& chat_template) {
-  boost::json::object vocab;
-  for (int byte = 0; byte < 256; ++byte) vocab[written_of_bytes(std::string(1, static_cast<char>(byte)))] = byte;
   boost::json::array added_tokens;
   for (size_t i = 0; i < added.size(); ++i)
     added_tokens.push_back({{"id", 256 + i}, {"content", added[i]}, {"special", true}});
-  const boost::json::object tokenizer{
-      {"added_tokens", added_tokens},
-      {"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", true}}},
-      {"decoder", {{"type", "ByteLevel"}}},
-      {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", boost::json::array()}}}};
+  boost::json::object tokenizer = small_tokenizer();
+  tokenizer["added_tokens"] = added_tokens;
   const boost::json::object config{{"bos_token", added[0]}, {"eos_token", added[1]}, {"chat_template", chat_template}};
   return Tokenizer::parse(boost::json::serialize(tokenizer), boost::json::serialize(config)).value();
 }

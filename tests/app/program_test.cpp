@@ -30,12 +30,13 @@ std::string contents(const std::string& file) {
 }
 
 // `arguments` as a shell would read them.
-Outcome plait(const std::string& arguments) {
+Outcome plait(const std::string& arguments, const std::string& input = "") {
   const std::string base = testing::TempDir() + fmt::format("plait-program-{}", getpid());
-  const int status = std::system(fmt::format("{} {} >{}.out 2>{}.err", PLAIT_PROGRAM, arguments, base, base).c_str());
-  Outcome outcome{WIFEXITED(status) ? WEXITSTATUS(status) : -1, contents(base + ".out"), contents(base + ".err")};
-  std::remove((base + ".out").c_str());
-  std::remove((base + ".err").c_str());
+  std::ofstream(base + ".in", std::ios::binary) << input;
+  const int status =
+      std::system(fmt::format("{0} {1} <{2}.in >{2}.out 2>{2}.err", PLAIT_PROGRAM, arguments, base).c_str());
+  const Outcome outcome{WIFEXITED(status) ? WEXITSTATUS(status) : -1, contents(base + ".out"), contents(base + ".err")};
+  for (const char* suffix : {".in", ".out", ".err"}) std::remove((base + suffix).c_str());
   return outcome;
 }
 
@@ -77,7 +78,7 @@ TEST(Program, GeneratesTheDemosAnswer) {
 
 TEST(Program, ReadsThePromptFromStandardInputAndStopsAtStrings) {
   const Outcome piped =
-      plait("generate --model-path " + kDemo + " --chat --prompt - <<'END'\nRepeat the word forest 3 times.\nEND\n");
+      plait("generate --model-path " + kDemo + " --chat --prompt -", "Repeat the word forest 3 times.");
   EXPECT_EQ(piped.status, 0) << piped.error;
   EXPECT_THAT(piped.out, HasSubstr("forest"));
   const Outcome stopped =

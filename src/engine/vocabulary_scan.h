@@ -1,7 +1,7 @@
 // Passes over one row of logits, the length of a vocabulary. The sampler is made of these.
 //
-// Pure functions, safe from any thread. Every loop runs over whole groups of lanes with a fixed order of additions, so
-// it vectorises without changing a bit of the result. NaN counts as -infinity, +infinity as the largest finite float.
+// Pure functions, safe from any thread; sums are added in a fixed order. NaN counts as -infinity, +infinity as the
+// largest finite float.
 #pragma once
 
 #include <cstdint>
@@ -25,9 +25,6 @@ float max_of(std::span<const float> logits);
 
 // First index of the largest logit, -1 if every one is NaN or -infinity.
 int32_t argmax(std::span<const float> logits);
-
-// exp(x) of x <= 0 to 2 ulp; 0 below -87 and for NaN.
-float exp_nonpositive(float x);
 
 // weights[i] = exp((logits[i] - max) * inverse_temperature); returns their sum. `max` is max_of(logits), finite.
 double softmax_weights(std::span<const float> logits, float max, float inverse_temperature, std::span<float> weights);

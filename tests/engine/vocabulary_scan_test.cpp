@@ -3,6 +3,7 @@
 #include <numeric>
 #include <random>
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 namespace plait {
@@ -34,20 +35,32 @@ std::vector<Candidate> sorted_candidates(std::span<const float> row) {
   return sorted;
 }
 
-TEST(VocabularyScan, ExponentialIsAccurate) {
-  double worst = 0;
-  int tried = 0;
-  for (double x = 0; x > -86.9; x -= 1.7e-4, ++tried) {
-    const auto argument = static_cast<float>(x);
-    const double exact = std::exp(static_cast<double>(argument));
-    worst = std::max(worst, std::abs(exp_nonpositive(argument) - exact) / exact);
+TEST(VocabularyScan, WeightsAreExponentials) {
+  std::vector<float> logits;
+  for (double x = 0; x > -86.9; x -= 1.7e-4) logits.push_back(static_cast<float>(x));
+  for (const float inverse_temperature : {1.0F, 0.25F}) {
+    std::vector<float> weights(logits.size());
+    const double sum = softmax_weights(logits, 0, inverse_temperature, weights);
+    double worst = 0, exact_sum = 0;
+    for (size_t i = 0; i < logits.size(); ++i) {
+      const double exact = std::exp(static_cast<double>(logits[i] * inverse_temperature));
+      worst = std::max(worst, std::abs(weights[i] - exact) / exact);
+      exact_sum += exact;
+    }
+    std::printf("exp: %zu arguments, largest relative error %.2e\n", logits.size(), worst);
+    EXPECT_LT(worst, 2.5e-7);
+    EXPECT_NEAR(sum / exact_sum, 1, 1e-8);
+    if (inverse_temperature == 1) {
+      EXPECT_EQ(sum_of_exp(logits, 0), sum);
+    }
   }
-  std::printf("exp: %d arguments, largest relative error %.2e\n", tried, worst);
-  EXPECT_LT(worst, 2.5e-7);
-  EXPECT_EQ(exp_nonpositive(0), 1);
-  EXPECT_EQ(exp_nonpositive(-kInfinity), 0);
-  EXPECT_EQ(exp_nonpositive(kNan), 0);
-  EXPECT_EQ(exp_nonpositive(-1e30F), 0);
+}
+
+TEST(VocabularyScan, WeightsOfWhatIsNotFinite) {
+  const std::vector<float> logits = {2, kNan, -kInfinity, kInfinity, -1e30F, -86, -3e38F};
+  std::vector<float> weights(logits.size());
+  softmax_weights(logits, 2, 1, weights);
+  EXPECT_THAT(weights, testing::ElementsAre(1, 0, 0, 1, 0, 0, 0));
 }
 
 TEST(VocabularyScan, AgreesWithSortingOnAwkwardRows) {

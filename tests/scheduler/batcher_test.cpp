@@ -186,6 +186,19 @@ TEST(Batcher, ARetractedRequestFindsItsRowsAgain) {
   EXPECT_LE(harness.model.rows_computed(), 16 + generated + 5) << "hardly anything twice";
 }
 
+TEST(Batcher, ARetractedRequestMayBeAbortedWhileItWaits) {
+  BatcherHarness harness({.conservativeness = 0}, 16, 2);
+  harness.add(request_of(0, 8, 12, 0));
+  harness.add(request_of(1, 8, 12, 30));
+  while (harness.batcher.load().retractions == 0) harness.step();
+  EXPECT_EQ(harness.batcher.load().queued, 1);
+  harness.batcher.abort(1, cancelled("client left"));
+  harness.batcher.check_invariants();
+  harness.run_until_idle();
+  EXPECT_EQ(harness.heard[1].finish->kind, FinishKind::kAbort);
+  harness.check_all();
+}
+
 TEST(Batcher, ManyRequestsInATinyPoolAllFinish) {  // a retraction loop, if there were one
   for (const bool radix : {true, false}) {
     for (const auto policy : {SchedulePolicy::kFirstCome, SchedulePolicy::kPriority}) {

@@ -1,0 +1,126 @@
+// The scheduler over the real engine with the demo model: a request's tokens and their logprobs, to the last bit, are
+// those that it gets alone, whatever runs beside it, however its prompt is cut, found in the cache or computed again.
+#include <gtest/gtest.h>
+
+#include "base/log.h"
+#include "engine/engine.h"
+#include "scheduler/batcher.h"
+#include "tests/model/goldens.h"
+
+namespace plait {
+namespace {
+
+std::unique_ptr<Engine> demo_engine(const std::string& dtype, int64_t page_tokens, int64_t kv_tokens) {
+  log::initialise(log::Level::kWarning, "");
+  EngineOptions options;
+  options.model_path = testing::golden_path("demo-fp8").string();
+  options.dtype = dtype;
+  options.threads = 1;
+  options.page_tokens = page_tokens;
+  options.max_total_tokens = kv_tokens;
+  auto engine = Engine::create(options);
+  EXPECT_TRUE(engine.has_value()) << engine.error().message;
+  return std::move(engine).value();
+}
+
+// Prompts that share prefixes of several lengths; every third request is greedy.
+std::vector<Request> requests() {
+  const auto goldens = testing::GoldenFolder::read("demo-fp8").prompts;
+  std::vector<Request> made;
+  for (RequestId id = 0; id < 10; ++id) {
+    Request request;
+    request.id = id;
+    const auto& prompt = goldens[id % goldens.size()].input_ids;
+    const auto& other = goldens[(id / 3) % goldens.size()].input_ids;
+    request.prompt_ids = prompt;
+    request.prompt_ids.insert(request.prompt_ids.end(), other.begin(), other.end());
+    request.sampling.temperature = id % 3 == 0 ? 0 : 0.8;
+    request.sampling.top_p = 0.95;
+    request.sampling.seed = id;
+    request.sampling.max_new_tokens = 16;
+    request.sampling.ignore_eos = true;
+    request.return_logprob = true;
+    request.logprob_start = id % 4 == 0 ? 0 : -1;
+    made.push_back(std::move(request));
+  }
+  return made;
+}
+
+using Outputs = std::map<RequestId, RequestOutput>;
+
+void run(Engine& engine, Batcher& batcher, Outputs& outputs) {
+  while (batcher.has_work()) {
+    const Batch batch = batcher.plan();
+    auto sampled = engine.execute(batch.step, batch.sampling_rows);
+    batcher.process(batch, sampled);
+    batcher.check_invariants();
+    for (RequestOutput& news : batcher.take_outputs()) {
+      RequestOutput& all = outputs[news.id];
+      std::move(news.tokens.begin(), news.tokens.end(), std::back_inserter(all.tokens));
+      if (!news.prompt_logprobs.empty()) all.prompt_logprobs = std::move(news.prompt_logprobs);
+      if (news.finish) all.finish = std::move(news.finish);
+    }
+  }
+}
+
+void expect_equal(const Outputs& alone, const Outputs& crowded, const std::string& what) {
+  for (const auto& [id, expected] : alone) {
+    SCOPED_TRACE(what + ", request " + std::to_string(id));
+    const RequestOutput& actual = crowded.at(id);
+    ASSERT_EQ(actual.finish->kind, FinishKind::kLength) << actual.finish->message;
+    ASSERT_EQ(actual.tokens.size(), expected.tokens.size());
+    for (size_t i = 0; i < expected.tokens.size(); ++i) {
+      ASSERT_EQ(actual.tokens[i].id, expected.tokens[i].id) << "token " << i;
+      ASSERT_EQ(actual.tokens[i].logprob, expected.tokens[i].logprob) << "token " << i;
+    }
+    ASSERT_EQ(actual.prompt_logprobs.size(), expected.prompt_logprobs.size());
+    for (size_t i = 0; i < expected.prompt_logprobs.size(); ++i)
+      ASSERT_EQ(actual.prompt_logprobs[i].logprob, expected.prompt_logprobs[i].logprob) << "prompt position " << i;
+  }
+}
+
+class EngineBatching : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(EngineBatching, TokensAreThoseOfTheRequestAlone) {
+  Outputs alone;
+  int64_t longest = 0;
+  {
+    const auto engine = demo_engine(GetParam(), 16, 2048);
+    for (const Request& request : requests()) {
+      Batcher batcher({.radix_cache = false}, engine->kv_pages(), engine->page_tokens());
+      longest = std::max<int64_t>(longest, request.prompt_ids.size() + 16);
+      batcher.add(Request(request), {});
+      run(*engine, batcher, alone);
+    }
+  }
+  const struct Crowd {
+    const char* what;
+    int64_t page_tokens, kv_tokens;
+    SchedulerOptions options;
+    size_t rounds;  // the second one finds prompts in the cache
+  } crowds[] = {
+      {"all at once", 16, 4096, {}, 2},
+      {"chunks of 5", 16, 4096, {.chunked_prefill_tokens = 5}, 1},
+      {"retractions", 4, longest + 40, {.chunked_prefill_tokens = 64, .conservativeness = 0}, 1},
+      {"retractions, nothing cached", 4, longest + 40, {.radix_cache = false, .conservativeness = 0}, 1},
+  };
+  for (const auto& crowd : crowds) {
+    const auto engine = demo_engine(GetParam(), crowd.page_tokens, crowd.kv_tokens);
+    Batcher batcher(crowd.options, engine->kv_pages(), engine->page_tokens());
+    for (size_t round = 0; round < crowd.rounds; ++round) {
+      Outputs crowded;
+      for (Request& request : requests()) batcher.add(std::move(request), {});
+      run(*engine, batcher, crowded);
+      expect_equal(alone, crowded, crowd.what);
+    }
+    const SchedulerLoad load = batcher.load();
+    std::printf("%s, %s: %lu requests, %lu retractions, %lu of %lu prompt tokens from the cache\n", GetParam(),
+                crowd.what, crowd.rounds * requests().size(), load.retractions, load.cached_prompt_tokens,
+                load.prompt_tokens);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Activations, EngineBatching, ::testing::Values("float32", "bfloat16"));
+
+}  // namespace
+}  // namespace plait

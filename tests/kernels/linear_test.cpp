@@ -349,7 +349,7 @@ TEST_P(EveryImplementation, PackRefusesWhatDoesNotFit) {
 TEST_P(EveryImplementation, RowsDoNotDependOnTheirCompanyOrOnThreads) {
   Random random(6);
   Machine machines[] = {Machine(1), Machine(2), Machine(3), Machine(4)};
-  const int64_t in = 333, out = 90, most = 40;
+  const int64_t in = 333, out = 90, most = 70;
   int64_t cases = 0;
   for (const WeightFormat format : kFormats)
     for (const Activation activation : kActivations) {
@@ -377,6 +377,49 @@ TEST_P(EveryImplementation, RowsDoNotDependOnTheirCompanyOrOnThreads) {
       }
     }
   printf("%lld rows in changing company\n", static_cast<long long>(cases));
+}
+
+// Shapes that are cut in every way there is: several stretches of inputs for one tile (long rows), for many tiles, and
+// several blocks of tiles; in groups and as heads too.
+TEST_P(EveryImplementation, NoCutChangesABit) {
+  struct Shape {
+    int64_t out, in, rows;
+  };
+  constexpr Shape kShapes[] = {{20, 5500, 25}, {40, 1300, 60}, {24, 96, 600}};
+  Random random(7);
+  Machine machine(3);
+  int cases = 0;
+  for (const auto [out, in, rows] : kShapes)
+    for (const WeightFormat format : kFormats)
+      for (const Activation activation : kActivations) {
+        const Context context = machine.context(implementation(), activation);
+        const StoredWeight stored = random_weight(random, natural_dtype(format), out, in);
+        const std::vector<float> x = random_rows(random, rows * in);
+        std::vector<PackedMatrix> weights;
+        for (int copy = 0; copy < 3; ++copy) weights.push_back(pack(implementation(), format, stored.source));
+        std::vector<float> alone(static_cast<size_t>(rows * out)), y(alone.size());
+        for (int64_t i = 0; i < rows; ++i)
+          linear(context, {x.data() + i * in, 1, in}, weights[0], {alone.data() + i * out, 1, out});
+        const auto check = [&](const char* what) {
+          EXPECT_EQ(0, std::memcmp(y.data(), alone.data(), y.size() * sizeof(float))) << what;
+          std::fill(y.begin(), y.end(), kPoison);
+          ++cases;
+        };
+        linear(context, {x.data(), rows, in}, weights[0], {y.data(), rows, out});
+        check("together");
+        const RowGroup groups[] = {
+            {&weights[2], 0, rows / 4}, {&weights[0], rows / 4, 1}, {&weights[1], rows / 4 + 1, rows - rows / 4 - 1}};
+        grouped_linear(context, {x.data(), rows, in}, groups, {y.data(), rows, out});
+        check("in groups");
+        std::vector<float> copy = x;
+        const int64_t tokens = rows / static_cast<int64_t>(weights.size());
+        alone.resize(static_cast<size_t>(tokens * 3 * out));
+        y.resize(alone.size());
+        head_linear(context, {copy.data(), tokens, 3, in, 3 * in, in}, weights,
+                    {y.data(), tokens, 3, out, 3 * out, out});
+        check("as heads");
+      }
+  printf("%d ways to cut a product\n", cases);
 }
 
 TEST(Workspace, GrowsAndKeepsSlotsApart) {

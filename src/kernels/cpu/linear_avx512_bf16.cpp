@@ -17,6 +17,9 @@ HWY_PUSH_ATTRIBUTES("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16")
 namespace plait::kernels {
 namespace {
 
+// For lambdas. One call that is not inlined, and a kernel's sums live in memory instead of registers.
+#define INLINED __attribute__((always_inline))
+
 template <int N>
 struct Unroll {
   template <typename Body>
@@ -85,123 +88,123 @@ struct Tile {
 
   template <typename Body>
   HWY_INLINE void for_each(const Body& body) {
-    Unroll<Rows>::run([&](auto m) { Unroll<Panels>::run([&](auto n) { body(m, n, sum[m][n]); }); });
+    Unroll<Rows>::run([&](auto m) INLINED { Unroll<Panels>::run([&](auto n) INLINED { body(m, n, sum[m][n]); }); });
   }
   HWY_INLINE void clear() {
-    for_each([](auto, auto, __m512& part) { part = _mm512_setzero_ps(); });
+    for_each([](auto, auto, __m512& part) INLINED { part = _mm512_setzero_ps(); });
   }
   // x: this pair of inputs of row 0; rows are 16 words apart.
   HWY_INLINE void multiply_add(const uint32_t* HWY_RESTRICT x, const __m512i (&weights)[Panels]) {
-    Unroll<Rows>::run([&](auto m) {
+    Unroll<Rows>::run([&](auto m) INLINED {
       const __m512i value = _mm512_set1_epi32(static_cast<int>(x[m * 16]));
       Unroll<Panels>::run(
-          [&](auto n) { sum[m][n] = _mm512_dpbf16_ps(sum[m][n], (__m512bh)value, (__m512bh)weights[n]); });
+          [&](auto n) INLINED { sum[m][n] = _mm512_dpbf16_ps(sum[m][n], (__m512bh)value, (__m512bh)weights[n]); });
     });
   }
 };
 
 constexpr int64_t kPrefetchBytes = 2048;
 
-template <int Rows, int Panels>
-HWY_INLINE void store_results(const DirectCall& call, Tile<Rows, Panels>& tile) {
-  tile.for_each([&](auto m, auto n, __m512& part) {
-    const int64_t left = call.outputs - n * 16;
-    const auto mask = static_cast<__mmask16>(left >= 16 ? 0xffff : (1 << left) - 1);
-    _mm512_mask_storeu_ps(call.y + m * call.y_stride + n * 16, mask, part);
-  });
-}
+// How to read kPairs successive pairs of inputs of a panel.
+struct PairWeights {
+  static constexpr bool kScaled = false;
+  static constexpr int kPairs = 1;
+  HWY_INLINE PairWeights() {}
+  HWY_INLINE void load(const std::byte* from, __m512i (&pairs)[kPairs]) const { pairs[0] = _mm512_load_si512(from); }
+};
 
-template <int Rows, int Panels>
-void direct_bf16_kernel(const DirectCall& call) {
-  const auto* x = static_cast<const uint32_t*>(call.x);
-  const std::byte* weights = call.weights;
-  Tile<Rows, Panels> tile;
-  tile.clear();
-  for (int64_t k = 0; k < call.padded_in; k += 32) {
-    for (int pair = 0; pair < 16; ++pair) {
-      __m512i loaded[Panels];
-      Unroll<Panels>::run([&](auto n) {
-        const std::byte* from = weights + n * call.panel_bytes;
+struct DecodedF8 : PairWeights {
+  static constexpr bool kScaled = true;
+  HWY_INLINE DecodedF8() {}
+};
+
+struct F8Weights {
+  static constexpr bool kScaled = true;
+  static constexpr int kPairs = 2;
+  F8Decoder decode;
+  HWY_INLINE F8Weights() {}
+  HWY_INLINE void load(const std::byte* from, __m512i (&pairs)[kPairs]) const { decode(from, pairs[0], pairs[1]); }
+};
+
+template <typename Weights, int Rows, int Panels>
+HWY_INLINE void multiply_stretch(const Weights& reader, Tile<Rows, Panels>& tile, const uint32_t*& x,
+                                 const std::byte*& weights, int64_t panel_bytes, int64_t inputs) {
+  constexpr int kPairs = Weights::kPairs;
+  for (int64_t k = 0; k < inputs; k += 32) {
+    for (int step = 0; step < 16 / kPairs; ++step) {
+      __m512i loaded[kPairs][Panels];
+      Unroll<Panels>::run([&](auto n) INLINED {
+        __m512i pairs[kPairs];
+        const std::byte* from = weights + n * panel_bytes;
         _mm_prefetch(reinterpret_cast<const char*>(from) + kPrefetchBytes, _MM_HINT_T0);
-        loaded[n] = _mm512_load_si512(from);
+        reader.load(from, pairs);
+        Unroll<kPairs>::run([&](auto i) INLINED { loaded[i][n] = pairs[i]; });
       });
-      tile.multiply_add(x, loaded);
-      x += 1;
+      Unroll<kPairs>::run([&](auto i) INLINED { tile.multiply_add(x + i, loaded[i]); });
+      x += kPairs;
       weights += 64;
     }
     x += (Rows - 1) * 16;
   }
-  store_results(call, tile);
 }
 
-template <int Rows, int Panels>
-void direct_f8_kernel(const DirectCall& call) {
-  const auto* x = static_cast<const uint32_t*>(call.x);
-  const std::byte* weights = call.weights;
-  const F8Decoder decode;
-  alignas(64) float sums[Rows][Panels][16] = {};
-  Tile<Rows, Panels> tile;
-  for (int64_t begin = 0; begin < call.padded_in; begin += 128) {
-    tile.clear();
-    const int64_t inputs = call.padded_in - begin < 128 ? call.padded_in - begin : 128;
-    for (int64_t k = 0; k < inputs; k += 32) {
-      for (int pair = 0; pair < 16; pair += 2) {
-        __m512i first[Panels], second[Panels];
-        Unroll<Panels>::run([&](auto n) {
-          const std::byte* from = weights + n * call.panel_bytes;
-          _mm_prefetch(reinterpret_cast<const char*>(from) + kPrefetchBytes, _MM_HINT_T0);
-          decode(from, first[n], second[n]);
-        });
-        tile.multiply_add(x, first);
-        tile.multiply_add(x + 1, second);
-        x += 2;
-        weights += 64;
-      }
-      x += (Rows - 1) * 16;
+template <int Panels>
+struct Masks {
+  __mmask16 panel[Panels];
+  HWY_INLINE explicit Masks(int64_t outputs) {
+    for (int n = 0; n < Panels; ++n) {
+      const int64_t left = outputs - n * 16;
+      panel[n] = static_cast<__mmask16>(left >= 16 ? 0xffff : left <= 0 ? 0 : (1 << left) - 1);
     }
-    tile.for_each([&](auto m, auto n, __m512& part) {
-      const __m512 scale = _mm512_load_ps(weights + n * call.panel_bytes);
-      part = _mm512_fmadd_ps(part, scale, _mm512_load_ps(sums[m][n]));
-      _mm512_store_ps(sums[m][n], part);
-    });
-    weights += 16 * sizeof(float);
   }
-  store_results(call, tile);
-}
+};
 
-template <bool kScaled, int Rows, int Panels>
-void blocked_kernel(const BlockedCall& call) {
+template <typename Weights, int Rows, int Panels>
+void panel_kernel(const PanelCall& call) {
   const uint32_t* x = call.x;
   const std::byte* weights = call.weights;
+  const Weights reader;
+  const Masks<Panels> masks(call.outputs);
   Tile<Rows, Panels> tile;
-  tile.for_each([&](auto m, auto n, __m512& part) {
-    part = kScaled ? _mm512_setzero_ps() : _mm512_load_ps(call.sums + n * call.sums_stride + m * 16);
-  });
-  for (int64_t word = 0; word < call.words; word += 16) {
-    for (int i = 0; i < 16; ++i) {
-      __m512i loaded[Panels];
-      Unroll<Panels>::run([&](auto n) { loaded[n] = _mm512_load_si512(weights + n * call.weight_stride_bytes); });
-      tile.multiply_add(x, loaded);
-      x += 1;
-      weights += 64;
+  tile.clear();
+  if (call.accumulate)
+    tile.for_each([&](auto m, auto n, __m512& part)
+                      INLINED { part = _mm512_maskz_loadu_ps(masks.panel[n], call.y + m * call.y_stride + n * 16); });
+  if constexpr (Weights::kScaled) {
+    alignas(64) float sums[Rows][Panels][16];
+    tile.for_each([&](auto m, auto n, __m512& part) INLINED { _mm512_store_ps(sums[m][n], part); });
+    for (int64_t begin = 0; begin < call.inputs; begin += 128) {
+      tile.clear();
+      multiply_stretch(reader, tile, x, weights, call.panel_bytes,
+                       call.inputs - begin < 128 ? call.inputs - begin : 128);
+      tile.for_each([&](auto m, auto n, __m512& part) INLINED {
+        const __m512 scale = _mm512_load_ps(weights + n * call.panel_bytes);
+        part = _mm512_fmadd_ps(part, scale, _mm512_load_ps(sums[m][n]));
+        _mm512_store_ps(sums[m][n], part);
+      });
+      weights += 16 * sizeof(float);
     }
-    x += (Rows - 1) * 16;
+  } else {
+    multiply_stretch(reader, tile, x, weights, call.panel_bytes, call.inputs);
   }
-  tile.for_each([&](auto m, auto n, __m512& part) {
-    float* sum = call.sums + n * call.sums_stride + m * 16;
-    if constexpr (kScaled)
-      part = _mm512_fmadd_ps(part, _mm512_load_ps(call.scales + n * call.scale_stride), _mm512_load_ps(sum));
-    _mm512_store_ps(sum, part);
-  });
+  tile.for_each([&](auto m, auto n, __m512& part)
+                    INLINED { _mm512_mask_storeu_ps(call.y + m * call.y_stride + n * 16, masks.panel[n], part); });
 }
 
 void decode_f8(const std::byte* panel, int64_t inputs, std::byte* out) {
   const F8Decoder decode;
-  for (int64_t k = 0; k < inputs; k += 4, panel += 64, out += 128) {
-    __m512i first, second;
-    decode(panel, first, second);
-    _mm512_store_si512(out, first);
-    _mm512_store_si512(out + 64, second);
+  for (int64_t begin = 0; begin < inputs; begin += 128) {
+    const int64_t end = inputs < begin + 128 ? inputs : begin + 128;
+    for (int64_t k = begin; k < end; k += 4, panel += 64, out += 128) {
+      __m512i first, second;
+      _mm_prefetch(reinterpret_cast<const char*>(panel) + kPrefetchBytes, _MM_HINT_T0);
+      decode(panel, first, second);
+      _mm512_store_si512(out, first);
+      _mm512_store_si512(out + 64, second);
+    }
+    _mm512_store_si512(out, _mm512_load_si512(panel));  // the scales
+    panel += 64;
+    out += 64;
   }
 }
 
@@ -215,36 +218,37 @@ void pack_row(const float* x, int64_t inputs, int64_t padded_in, Activation, int
   }
 }
 
-constexpr int kMaxDirectRows = 14;
-constexpr int kMaxBlockedRows = 14;
-
-constexpr int bf16_panels(int rows) {
-  return rows <= 6 ? 4 : 2;
+// Sums, the weights of one step, one or two registers for x; e4m3 keeps five tables and masks and needs some to work.
+constexpr int kMaxSingleRows = 22;
+constexpr int kMaxPairTileRows = 14;
+constexpr int pair_panels(int rows) {
+  return rows <= 6 ? 4 : rows <= kMaxPairTileRows ? 2 : 1;
 }
-// The decoder keeps six tables in registers and needs some to work in.
 constexpr int f8_panels(int rows) {
   return rows <= 3 ? 4 : rows <= 8 ? 2 : 1;
 }
 
+template <typename Weights, int Rows, int Panels>
+LinearKernels::Sizes sizes() {
+  return {Panels, panel_kernel<Weights, Rows, Panels>, panel_kernel<Weights, Rows, 1>};
+}
+
 template <int Rows>
 void add_rows(LinearKernels& table) {
-  constexpr int kBF16Panels = bf16_panels(Rows), kF8Panels = f8_panels(Rows);
-  table.direct[static_cast<int>(WeightFormat::kBF16)][Rows] = {kBF16Panels, direct_bf16_kernel<Rows, kBF16Panels>,
-                                                               direct_bf16_kernel<Rows, 1>};
-  table.direct[static_cast<int>(WeightFormat::kF8Block)][Rows] = {kF8Panels, direct_f8_kernel<Rows, kF8Panels>,
-                                                                  direct_f8_kernel<Rows, 1>};
-  table.blocked[0][Rows] = {2, blocked_kernel<false, Rows, 2>, blocked_kernel<false, Rows, 1>};
-  table.blocked[1][Rows] = {2, blocked_kernel<true, Rows, 2>, blocked_kernel<true, Rows, 1>};
+  table.kernels[static_cast<int>(WeightFormat::kBF16)][Rows] = sizes<PairWeights, Rows, pair_panels(Rows)>();
+  table.kernels[static_cast<int>(WeightFormat::kF8Block)][Rows] = sizes<F8Weights, Rows, f8_panels(Rows)>();
+  if constexpr (Rows <= kMaxPairTileRows) table.kernels[kDecodedF8][Rows] = sizes<DecodedF8, Rows, pair_panels(Rows)>();
 }
 
 LinearKernels make_table() {
   LinearKernels table{};
   table.name = "AVX512_BF16";
   table.inputs_per_word = 2;
-  table.max_direct_rows = kMaxDirectRows;
-  table.max_blocked_rows = kMaxBlockedRows;
-  Unroll<kMaxBlockedRows>::run([&](auto rows) { add_rows<rows + 1>(table); });
-  table.decode[static_cast<int>(WeightFormat::kF8Block)] = decode_f8;
+  table.max_single_rows = kMaxSingleRows;
+  table.max_tile_rows = kMaxPairTileRows;
+  Unroll<kMaxSingleRows>::run([&](auto rows) INLINED { add_rows<rows + 1>(table); });
+  table.decode = decode_f8;
+  table.decoded_bytes = 2;
   table.pack_row = pack_row;
   return table;
 }

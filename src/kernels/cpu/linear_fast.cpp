@@ -8,22 +8,27 @@
 namespace plait::kernels {
 namespace {
 
-// Blocked products decode panels for a stretch of inputs once and multiply all rows of a block with them. Sizes: the
-// decoded stretch of `kUnitPanels` panels and the sums of a block of rows stay in the L2 cache, one tile of x in L1.
-constexpr int64_t kStretchWords = 256;
-constexpr int64_t kBlockRows = 336;
+// A unit of work: some panels times a block of rows. If the rows are more than one tile, a stretch of the unit's panels
+// waits in the L2 cache for all tiles; if they are one tile, a stretch of x waits there for all panels.
 constexpr int64_t kUnitPanels = 8;
+constexpr int64_t kStretchPanelBytes = 32 << 10;
+constexpr int64_t kStretchTileBytes = 512 << 10;
+constexpr int64_t kBlockTiles = 40;
+constexpr int64_t kFewestBlockTiles = 8;
+constexpr int64_t kUnitsPerThread = 6;
 
-// How the rows of one product are packed and which pieces of work it has.
+// How the rows of one product are packed and which units of work it has.
 struct Part {
   const Product* product = nullptr;
   int64_t tiles = 0;
+  int64_t blocks = 1;      // of tiles
   int64_t first_tile = 0;  // among the tiles of the call
   int64_t first_row = 0;   // among the rows of the call
   int64_t first_unit = 0;
 
   int64_t tile_begin(int64_t tile) const { return tile * product->rows / tiles; }
   int64_t tile_rows(int64_t tile) const { return tile_begin(tile + 1) - tile_begin(tile); }
+  int64_t block_begin(int64_t block) const { return block * tiles / blocks; }
 };
 
 class FastProducts {
@@ -31,15 +36,15 @@ class FastProducts {
   FastProducts(const Context& context, std::span<const Product> products)
       : context_(context),
         layout_(*products.front().weight),
-        kernels_(linear_kernels(layout_.format, context.activation)),
-        format_(static_cast<int>(layout_.format)) {
-    parts_ = {context.workspace->get_array<Part>(kSlotParts, static_cast<int64_t>(products.size())), products.size()};
-    plan(products);
+        table_(linear_kernels(layout_.format, context.activation)),
+        parts_(context.workspace->get_array<Part>(kSlotParts, static_cast<int64_t>(products.size())), products.size()) {
+    plan_tiles(products);
+    plan_units();
   }
 
   void run() {
     pack_x();
-    const int64_t scratch_bytes = decoded_bytes() + scale_bytes() + sums_bytes();
+    const int64_t scratch_bytes = decodes_ ? kUnitPanels * decoded_panel_bytes(stretch_of_many_tiles()) : 0;
     auto* scratch = context_.workspace->get_array<std::byte>(kSlotThreadScratch, scratch_bytes * context_.pool->size());
     context_.pool->parallel_for(units_, units_per_grab_, [&](int64_t begin, int64_t end, int member) {
       for (int64_t unit = begin; unit < end; ++unit) run_unit(unit, scratch + member * scratch_bytes);
@@ -47,55 +52,60 @@ class FastProducts {
   }
 
  private:
-  bool is_direct(const Product& product) const { return product.rows <= kernels_.max_direct_rows; }
+  // What a unit computes: rows of tiles [first_tile, last_tile), outputs of panels [panel, panel + panels).
+  struct Unit {
+    const Part& part;
+    int64_t first_tile, last_tile;
+    int64_t panel, panels;
+    std::byte* scratch;
+  };
 
-  void plan(std::span<const Product> products) {
-    int64_t rows = 0, tiles = 0;
+  void plan_tiles(std::span<const Product> products) {
     for (size_t i = 0; i < products.size(); ++i) {
-      Part& part = parts_[i];
-      part = {&products[i], 0, tiles, rows, 0};
-      const int64_t most = is_direct(products[i]) ? kernels_.max_direct_rows : kernels_.max_blocked_rows;
-      part.tiles = (products[i].rows + most - 1) / most;
-      tiles += part.tiles;
-      rows += products[i].rows;
-      largest_block_rows_ = std::max(largest_block_rows_, is_direct(products[i]) ? 0 : block_rows(part));
+      const int64_t rows = products[i].rows;
+      const bool single = rows <= table_.max_single_rows;
+      const int64_t tiles = single ? 1 : (rows + table_.max_tile_rows - 1) / table_.max_tile_rows;
+      parts_[i] = {.product = &products[i], .tiles = tiles, .first_tile = tiles_, .first_row = rows_};
+      tiles_ += tiles;
+      rows_ += rows;
+      decodes_ |= !single && layout_.format == WeightFormat::kF8Block;
     }
-    tiles_ = tiles;
-    rows_ = rows;
-    // Small enough that every thread gets several, large enough that a unit outweighs its dispatch.
-    const int64_t panels = layout_.panels * static_cast<int64_t>(products.size());
-    unit_panels_ = std::clamp<int64_t>(panels / (context_.pool->size() * 6) / 4 * 4, 4, kUnitPanels);
+  }
+
+  // Units are small enough that every thread gets several, and large enough to outweigh their dispatch.
+  void plan_units() {
+    const int64_t wanted = context_.pool->size() * kUnitsPerThread;
+    const int64_t panels = layout_.panels * static_cast<int64_t>(parts_.size());
+    unit_panels_ = std::clamp<int64_t>(panels / wanted / 4 * 4, 4, kUnitPanels);
     chunks_ = (layout_.panels + unit_panels_ - 1) / unit_panels_;
+    const int64_t chunks = chunks_ * static_cast<int64_t>(parts_.size());
     for (Part& part : parts_) {
+      const int64_t for_cache = (part.tiles + kBlockTiles - 1) / kBlockTiles;
+      const int64_t for_threads = std::min((wanted + chunks - 1) / chunks, part.tiles / kFewestBlockTiles);
+      part.blocks = std::max(for_cache, for_threads);
       part.first_unit = units_;
-      units_ += chunks_ * blocks(part);
+      units_ += chunks_ * part.blocks;
     }
     // Below some microseconds of work, waking other threads costs more than it gives.
-    const int64_t work = layout_.panels * layout_.padded_in * rows_ * kPanelOutputs;
+    const int64_t work = layout_.panels * kPanelOutputs * layout_.padded_in * rows_;
     units_per_grab_ = work < 100'000 ? units_ : 1;
   }
 
-  // Blocks of rows of a blocked product, cut at tiles.
-  int64_t blocks(const Part& part) const {
-    return is_direct(*part.product) ? 1 : (part.product->rows + kBlockRows - 1) / kBlockRows;
-  }
-  int64_t block_begin_tile(const Part& part, int64_t block) const { return block * part.tiles / blocks(part); }
-  int64_t block_rows(const Part& part) const {  // of the largest block
-    return (part.tiles + blocks(part) - 1) / blocks(part) * kernels_.max_blocked_rows;
-  }
+  int64_t words(int64_t inputs) const { return inputs / table_.inputs_per_word; }
 
-  int64_t words() const { return layout_.padded_in / kernels_.inputs_per_word; }
   uint32_t* tile_x(const Part& part, int64_t tile) const {
-    return packed_x_ + (part.first_row + part.tile_begin(tile)) * words();
+    return packed_x_ + (part.first_row + part.tile_begin(tile)) * words(layout_.padded_in);
   }
 
   void pack_x() {
-    packed_x_ = context_.workspace->get_array<uint32_t>(kSlotPackedX, rows_ * words());
-    const int64_t grain = rows_ * words() < 65536 ? tiles_ : 1;
-    context_.pool->parallel_for(tiles_, grain, [&](int64_t begin, int64_t end, int) {
-      const Part* part = &parts_[0];
+    const int64_t all_words = rows_ * words(layout_.padded_in);
+    packed_x_ = context_.workspace->get_array<uint32_t>(kSlotPackedX, all_words);
+    context_.pool->parallel_for(tiles_, all_words < 65536 ? tiles_ : 1, [&](int64_t begin, int64_t end, int) {
+      const auto after = std::upper_bound(parts_.begin(), parts_.end(), begin,
+                                          [](int64_t tile, const Part& part) { return tile < part.first_tile; });
+      auto part = std::prev(after);
       for (int64_t tile = begin; tile < end; ++tile) {
-        while (tile >= part->first_tile + part->tiles) ++part;
+        if (tile == part->first_tile + part->tiles) ++part;
         pack_tile(*part, tile - part->first_tile);
       }
     });
@@ -103,131 +113,78 @@ class FastProducts {
 
   void pack_tile(const Part& part, int64_t tile) const {
     const int64_t rows = part.tile_rows(tile);
+    const float* x = part.product->x + part.tile_begin(tile) * part.product->x_stride;
     for (int64_t i = 0; i < rows; ++i)
-      kernels_.pack_row(part.product->x + (part.tile_begin(tile) + i) * part.product->x_stride, layout_.in_features,
-                        layout_.padded_in, context_.activation, rows, tile_x(part, tile) + i * 16);
+      table_.pack_row(x + i * part.product->x_stride, layout_.in_features, layout_.padded_in, context_.activation, rows,
+                      tile_x(part, tile) + i * 16);
   }
 
-  void run_unit(int64_t unit, std::byte* scratch) const {
-    const auto after = std::upper_bound(parts_.begin(), parts_.end(), unit,
+  void run_unit(int64_t index, std::byte* scratch) const {
+    const auto after = std::upper_bound(parts_.begin(), parts_.end(), index,
                                         [](int64_t value, const Part& part) { return value < part.first_unit; });
     const Part& part = *std::prev(after);
-    const int64_t local = unit - part.first_unit;
-    const int64_t panel = local % chunks_ * unit_panels_;
-    const int64_t panels = std::min(unit_panels_, layout_.panels - panel);
-    if (is_direct(*part.product))
-      run_direct(part, panel, panels);
-    else
-      run_blocked(part, local / chunks_, panel, panels, scratch);
-  }
-
-  const std::byte* stored_panel(const Part& part, int64_t panel) const {
-    return part.product->weight->data().as<std::byte>() + panel * layout_.panel_bytes;
-  }
-
-  void run_direct(const Part& part, int64_t panel, int64_t panels) const {
-    const Product& product = *part.product;
-    const auto& kernel = kernels_.direct[format_][product.rows];
-    DirectCall call{.x = tile_x(part, 0),
-                    .panel_bytes = layout_.panel_bytes,
-                    .padded_in = layout_.padded_in,
-                    .y_stride = product.y_stride};
-    for (const int64_t end = panel + panels; panel < end;) {
-      const bool wide = end - panel >= kernel.panels;
-      call.weights = stored_panel(part, panel);
-      call.y = product.y + panel * kPanelOutputs;
-      call.outputs = layout_.out_features - panel * kPanelOutputs;
-      (wide ? kernel.wide : kernel.single)(call);
-      panel += wide ? kernel.panels : 1;
-    }
-  }
-
-  // Scratch of one thread: decoded panels, their scales, sums.
-  int64_t decoded_bytes() const {
-    return largest_block_rows_ > 0 ? kUnitPanels * kStretchWords * kPanelOutputs * 4 : 0;
-  }
-  int64_t scale_bytes() const { return kUnitPanels * kPanelOutputs * 4; }
-  int64_t sums_bytes() const { return kUnitPanels * largest_block_rows_ * kPanelOutputs * 4; }
-
-  struct Block {
-    const Part& part;
-    int64_t first_tile, last_tile;
-    int64_t first_row, rows;
-    int64_t panel, panels;
-    std::byte* decoded;
-    float* sums;  // [panel][row][16]
-  };
-
-  void run_blocked(const Part& part, int64_t index, int64_t panel, int64_t panels, std::byte* scratch) const {
-    const int64_t first_tile = block_begin_tile(part, index), last_tile = block_begin_tile(part, index + 1);
-    const int64_t first_row = part.tile_begin(first_tile), rows = part.tile_begin(last_tile) - first_row;
-    const Block block{part,      first_tile, last_tile,
-                      first_row, rows,       panel,
-                      panels,    scratch,    reinterpret_cast<float*>(scratch + decoded_bytes() + scale_bytes())};
-    std::memset(block.sums, 0, static_cast<size_t>(panels * rows * kPanelOutputs) * sizeof(float));
-    const bool scaled = layout_.format == WeightFormat::kF8Block;
-    const int64_t stretch = scaled ? kScaleInputs : kStretchWords * kernels_.inputs_per_word;
+    const int64_t block = (index - part.first_unit) / chunks_, chunk = (index - part.first_unit) % chunks_;
+    const int64_t panel = chunk * unit_panels_;
+    const Unit unit{part,
+                    part.block_begin(block),
+                    part.block_begin(block + 1),
+                    panel,
+                    std::min(unit_panels_, layout_.panels - panel),
+                    scratch};
+    const int64_t stretch = part.tiles == 1 ? stretch_of_one_tile(part.product->rows) : stretch_of_many_tiles();
     for (int64_t k = 0; k < layout_.padded_in; k += stretch)
-      multiply_stretch(block, k, std::min(stretch, layout_.padded_in - k));
-    store(block);
+      run_stretch(unit, k, std::min(stretch, layout_.padded_in - k));
   }
 
-  // Inputs [k, k + inputs) of all rows and panels of a block.
-  void multiply_stretch(const Block& block, int64_t k, int64_t inputs) const {
-    const bool scaled = layout_.format == WeightFormat::kF8Block;
-    const int64_t offset =
-        scaled || layout_.format == WeightFormat::kBF16 ? layout_.pair_offset(k, 0) : k * kPanelOutputs * 4;
-    auto* scales = reinterpret_cast<float*>(block.decoded + decoded_bytes());
-    BlockedCall call{.words = inputs / kernels_.inputs_per_word,
-                     .scales = scaled ? scales : nullptr,
-                     .scale_stride = kPanelOutputs,
-                     .sums_stride = block.rows * kPanelOutputs};
-    const auto decode = kernels_.decode[format_];
-    const std::byte* weights = stored_panel(block.part, block.panel) + offset;
-    call.weight_stride_bytes = decode ? call.words * kPanelOutputs * 4 : layout_.panel_bytes;
-    if (decode) {
-      for (int64_t n = 0; n < block.panels; ++n)
-        decode(weights + n * layout_.panel_bytes, inputs, block.decoded + n * call.weight_stride_bytes);
+  // Stretches of inputs are multiples of the scale blocks.
+  int64_t stretch_of_one_tile(int64_t rows) const {
+    return kStretchTileBytes / (rows * 4) * table_.inputs_per_word / kScaleInputs * kScaleInputs;
+  }
+  int64_t stretch_of_many_tiles() const {
+    const int64_t bytes = decodes_ ? table_.decoded_bytes : layout_.element_bytes();
+    return kStretchPanelBytes / (kPanelOutputs * bytes) / kScaleInputs * kScaleInputs;
+  }
+  int64_t decoded_panel_bytes(int64_t inputs) const {
+    return (inputs * table_.decoded_bytes + (inputs + kScaleInputs - 1) / kScaleInputs * int64_t{sizeof(float)}) *
+           kPanelOutputs;
+  }
+
+  void run_stretch(const Unit& unit, int64_t k, int64_t inputs) const {
+    const Product& product = *unit.part.product;
+    int form = static_cast<int>(layout_.format);
+    PanelCall call{
+        .panel_bytes = layout_.panel_bytes, .inputs = inputs, .y_stride = product.y_stride, .accumulate = k > 0};
+    const std::byte* weights =
+        product.weight->data().as<std::byte>() + unit.panel * layout_.panel_bytes + layout_.input_offset(k);
+    if (form == static_cast<int>(WeightFormat::kF8Block) && unit.part.tiles > 1) {
+      form = kDecodedF8;
+      call.panel_bytes = decoded_panel_bytes(inputs);
+      for (int64_t n = 0; n < unit.panels; ++n)
+        table_.decode(weights + n * layout_.panel_bytes, inputs, unit.scratch + n * call.panel_bytes);
+      weights = unit.scratch;
     }
-    if (scaled) {
-      for (int64_t n = 0; n < block.panels; ++n)
-        std::memcpy(scales + n * kPanelOutputs, stored_panel(block.part, block.panel + n) + layout_.scale_offset(k, 0),
-                    kPanelOutputs * sizeof(float));
-    }
-    const std::byte* first = decode ? block.decoded : weights;
-    for (int64_t tile = block.first_tile; tile < block.last_tile; ++tile) {
-      const int64_t rows = block.part.tile_rows(tile);
-      const auto& kernel = kernels_.blocked[scaled][rows];
-      call.x = tile_x(block.part, tile) + k / kernels_.inputs_per_word * rows;
-      for (int64_t n = 0; n < block.panels;) {
-        const bool wide = block.panels - n >= kernel.panels;
-        call.weights = first + n * call.weight_stride_bytes;
-        call.scales = scaled ? scales + n * kPanelOutputs : nullptr;
-        call.sums = block.sums + n * call.sums_stride + (block.part.tile_begin(tile) - block.first_row) * kPanelOutputs;
+    for (int64_t tile = unit.first_tile; tile < unit.last_tile; ++tile) {
+      const int64_t rows = unit.part.tile_rows(tile);
+      const LinearKernels::Sizes& kernel = table_.kernels[form][rows];
+      call.x = tile_x(unit.part, tile) + words(k) * rows;
+      for (int64_t n = 0; n < unit.panels;) {
+        const bool wide = unit.panels - n >= kernel.panels;
+        const int64_t output = (unit.panel + n) * kPanelOutputs;
+        call.weights = weights + n * call.panel_bytes;
+        call.y = product.y + unit.part.tile_begin(tile) * product.y_stride + output;
+        call.outputs = layout_.out_features - output;
         (wide ? kernel.wide : kernel.single)(call);
         n += wide ? kernel.panels : 1;
       }
     }
   }
 
-  void store(const Block& block) const {
-    const Product& product = *block.part.product;
-    for (int64_t n = 0; n < block.panels; ++n) {
-      const int64_t output = (block.panel + n) * kPanelOutputs;
-      const auto outputs = static_cast<size_t>(std::min(kPanelOutputs, layout_.out_features - output));
-      for (int64_t i = 0; i < block.rows; ++i)
-        std::memcpy(product.y + (block.first_row + i) * product.y_stride + output,
-                    block.sums + (n * block.rows + i) * kPanelOutputs, outputs * sizeof(float));
-    }
-  }
-
   const Context& context_;
   const PanelLayout layout_;
-  const LinearKernels& kernels_;
-  const int format_;
-  std::span<Part> parts_;
+  const LinearKernels& table_;
+  const std::span<Part> parts_;
   int64_t tiles_ = 0, rows_ = 0;
-  int64_t largest_block_rows_ = 0;
+  bool decodes_ = false;  // some e4m3 panels, before they meet several tiles
   int64_t unit_panels_ = 0, chunks_ = 0, units_ = 0, units_per_grab_ = 1;
   uint32_t* packed_x_ = nullptr;
 };

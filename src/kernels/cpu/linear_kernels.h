@@ -1,10 +1,10 @@
 // The innermost loops of the fast products, one table per instruction set.
 //
-// One vector of a kernel holds the 16 outputs of a panel. Every result is a single chain of fused multiply-adds in
-// ascending order of k, whichever kernel of a table computes it: that is how a row stays independent of its company.
-// For kF8Block the chain restarts from zero at every 128 inputs, and sums += chain * scale.
+// One vector of a kernel holds the 16 outputs of a panel (panels.h). Every result is a single chain of fused
+// multiply-adds in ascending order of k, whichever kernel of a table computes it: that is how a row stays independent
+// of its company. For kF8Block the chain restarts from zero at every 128 inputs, and y += chain * scale.
 //
-// x is packed in tiles of up to `rows` rows: [k / 16w][row][16] words of 4 bytes. A word is one float32 (w = 1) or two
+// x is packed in tiles of up to 28 rows: [k / 16w][row][16] words of 4 bytes. A word is one float32 (w = 1) or two
 // bfloat16 (w = 2), see `inputs_per_word`. Inputs beyond the last are zero up to the padding of the panels.
 #pragma once
 
@@ -17,55 +17,47 @@
 
 namespace plait::kernels {
 
-constexpr int kMaxTileRows = 16;
-constexpr int kFormats = 3;
+constexpr int kMaxTileRows = 28;
 
-// y[rows, outputs] = x W^T over all inputs, straight from stored panels.
-struct DirectCall {
-  const void* x = nullptr;             // one packed tile
-  const std::byte* weights = nullptr;  // first panel
-  int64_t panel_bytes = 0;
-  int64_t padded_in = 0;
+// What kernels read: the formats of PackedMatrix, and kF8Block panels whose values were decoded beforehand. Those look
+// like kF8Block with every e4m3 value replaced by `decoded_bytes` as the kernels compute with it.
+constexpr int kPanelForms = 4;
+constexpr int kDecodedF8 = 3;
+
+// y = x W^T for one tile of x over a stretch of inputs, or y += x W^T.
+struct PanelCall {
+  const uint32_t* x = nullptr;         // the tile, from the first input of the stretch on
+  const std::byte* weights = nullptr;  // the first panel, likewise
+  int64_t panel_bytes = 0;             // between panels
+  int64_t inputs = 0;                  // a multiple of 32; of 128 if kF8Block and not the last stretch
   float* y = nullptr;
   int64_t y_stride = 0;
-  int64_t outputs = 0;  // valid ones from the first panel on; the last panel may have fewer than 16
+  int64_t outputs = 0;  // from the first panel on; the last panel of a matrix may have fewer than 16
+  bool accumulate = false;
 };
-using DirectKernel = void (*)(const DirectCall& call);
-
-// sums += x W^T over a stretch of inputs, from decoded panels: [word of k][16 outputs] words.
-struct BlockedCall {
-  const uint32_t* x = nullptr;  // the tile at the first input of the stretch
-  const std::byte* weights = nullptr;
-  int64_t weight_stride_bytes = 0;  // between panels
-  int64_t words = 0;                // of k, a multiple of 16
-  const float* scales = nullptr;    // [panel][16] or none: sums += chain * scale
-  int64_t scale_stride = 0;
-  float* sums = nullptr;    // [panel][row][16]
-  int64_t sums_stride = 0;  // floats between panels
-};
-using BlockedKernel = void (*)(const BlockedCall& call);
+using PanelKernel = void (*)(const PanelCall& call);
 
 struct LinearKernels {
   std::string_view name;
   int64_t inputs_per_word = 1;
-  int64_t max_direct_rows = 0;
-  int64_t max_blocked_rows = 0;
+  // More rows than max_single_rows are cut into tiles of at most max_tile_rows, the fastest size.
+  int64_t max_single_rows = 0;
+  int64_t max_tile_rows = 0;
 
-  // `wide` computes `panels` at once, `single` one.
-  template <typename Kernel>
-  struct Pair {
-    int64_t panels = 0;
-    Kernel wide = nullptr;
-    Kernel single = nullptr;
+  struct Sizes {
+    int64_t panels = 0;  // that `wide` computes at once
+    PanelKernel wide = nullptr;
+    PanelKernel single = nullptr;  // one panel
   };
-  Pair<DirectKernel> direct[kFormats][kMaxTileRows + 1];  // [format][rows]
-  Pair<BlockedKernel> blocked[2][kMaxTileRows + 1];       // [with scales][rows]
-  // `inputs` of one panel (within one group of 128 if kF8Block) as blocked kernels want them; null: they take the
-  // stored form.
-  void (*decode[kFormats])(const std::byte* panel, int64_t inputs, std::byte* out);
+  Sizes kernels[kPanelForms][kMaxTileRows + 1];  // [form][rows]
+
+  // One panel of kF8Block, `inputs` from `panel` on, into the decoded form.
+  void (*decode)(const std::byte* panel, int64_t inputs, std::byte* out) = nullptr;
+  int64_t decoded_bytes = 0;  // of one value
+
   // One row into a tile: `inputs` numbers, then zeros up to `padded_in`.
   void (*pack_row)(const float* x, int64_t inputs, int64_t padded_in, Activation activation, int64_t tile_rows,
-                   uint32_t* out);
+                   uint32_t* out) = nullptr;
 };
 
 // The best table of this machine for a product.

@@ -18,6 +18,10 @@ namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
+// For lambdas. One call that is not inlined, and a kernel's sums live in memory instead of registers.
+#undef INLINED
+#define INLINED HWY_ATTR __attribute__((always_inline))
+
 using Floats = hn::CappedTag<float, 16>;
 using Words = hn::Rebind<uint32_t, Floats>;
 using Vector = hn::Vec<Floats>;
@@ -46,52 +50,74 @@ struct Panel {
   Vector part[kParts];
 };
 
-// Two successive inputs of a panel.
-struct InputPair {
-  Panel even, odd;
-};
-
+// How to read kInputs successive inputs of a panel: `stage` loads what they share, `input` makes one of them.
+// kRegisters: of each part, while the inputs of a step are in use.
 struct F32Weights {
-  static constexpr WeightFormat kFormat = WeightFormat::kF32;
-  static constexpr int64_t kPairBytes = 128;
-  static HWY_INLINE void load(const std::byte* from, InputPair& pair) {
-    const auto* floats = reinterpret_cast<const float*>(from);
-    Unroll<kParts>::run([&](auto p) HWY_ATTR {
-      pair.even.part[p] = hn::Load(kFloats, floats + p * kLanes);
-      pair.odd.part[p] = hn::Load(kFloats, floats + 16 + p * kLanes);
-    });
+  static constexpr bool kScaled = false;
+  static constexpr int kInputs = 2, kRegisters = 1;
+  static constexpr int64_t kBytes = 128;
+  using Staged = const float*;
+  static HWY_INLINE void stage(const std::byte* from, Staged& staged) { staged = reinterpret_cast<const float*>(from); }
+  template <int kInput>
+  static HWY_INLINE Vector input(const Staged& staged, int part) {
+    return hn::Load(kFloats, staged + kInput * 16 + part * kLanes);
   }
 };
 
 struct BF16Weights {
-  static constexpr WeightFormat kFormat = WeightFormat::kBF16;
-  static constexpr int64_t kPairBytes = 64;
-  static HWY_INLINE void load(const std::byte* from, InputPair& pair) {
-    const auto* words = reinterpret_cast<const uint32_t*>(from);
-    Unroll<kParts>::run([&](auto p) HWY_ATTR {
-      const auto word = hn::Load(kWords, words + p * kLanes);
-      pair.even.part[p] = hn::BitCast(kFloats, hn::ShiftLeft<16>(word));
-      pair.odd.part[p] = hn::BitCast(kFloats, hn::And(word, hn::Set(kWords, 0xffff0000)));
+  static constexpr bool kScaled = false;
+  static constexpr int kInputs = 2, kRegisters = 2;
+  static constexpr int64_t kBytes = 64;
+  struct Staged {
+    hn::Vec<Words> part[kParts];
+  };
+  static HWY_INLINE void stage(const std::byte* from, Staged& staged) {
+    Unroll<kParts>::run([&](auto p) INLINED {
+      staged.part[p] = hn::Load(kWords, reinterpret_cast<const uint32_t*>(from) + p * kLanes);
     });
+  }
+  template <int kInput>
+  static HWY_INLINE Vector input(const Staged& staged, int part) {
+    if constexpr (kInput == 0) return hn::BitCast(kFloats, hn::ShiftLeft<16>(staged.part[part]));
+    return hn::BitCast(kFloats, hn::And(staged.part[part], hn::Set(kWords, 0xffff0000)));
   }
 };
 
 // As IEEE half, the bits of e4m3 with the exponent one place lower mean 2^-8 of the value, subnormals included.
 struct F8Weights {
-  static constexpr WeightFormat kFormat = WeightFormat::kF8Block;
-  static constexpr int64_t kPairBytes = 32;
-  static HWY_INLINE void load(const std::byte* from, InputPair& pair) {
-    const hn::Rebind<int16_t, Floats> shorts;
-    const hn::Rebind<hwy::float16_t, Floats> halves;
-    const auto mask = hn::Set(shorts, static_cast<int16_t>(0xbf80));
-    Unroll<kParts>::run([&](auto p) HWY_ATTR {
-      const auto word = hn::Load(shorts, reinterpret_cast<const int16_t*>(from) + p * kLanes);
-      const auto even = hn::And(hn::ShiftRight<1>(hn::ShiftLeft<8>(word)), mask);
-      const auto odd = hn::And(hn::ShiftRight<1>(word), mask);
-      pair.even.part[p] = hn::PromoteTo(kFloats, hn::BitCast(halves, even));
-      pair.odd.part[p] = hn::PromoteTo(kFloats, hn::BitCast(halves, odd));
+  using Shorts = hn::Repartition<int16_t, Floats>;
+  using Halves = hn::Rebind<hwy::float16_t, Floats>;
+  static constexpr bool kScaled = true;
+  static constexpr int kInputs = kParts == 1 ? 4 : 2, kRegisters = 1;  // at least one vector of pairs
+  static constexpr int64_t kBytes = kInputs * 16;
+  struct Staged {
+    HWY_ALIGN int16_t half[2][kInputs * 8];  // [input % 2][input / 2][16]
+  };
+  static HWY_INLINE void stage(const std::byte* from, Staged& staged) {
+    constexpr Shorts kShorts;
+    constexpr int kShortLanes = static_cast<int>(hn::MaxLanes(kShorts));
+    const auto mask = hn::Set(kShorts, static_cast<int16_t>(0xbf80));
+    Unroll<kInputs * 8 / kShortLanes>::run([&](auto v) INLINED {
+      const auto pairs = hn::Load(kShorts, reinterpret_cast<const int16_t*>(from) + v * kShortLanes);
+      const auto even = hn::And(hn::ShiftRight<1>(hn::ShiftLeft<8>(pairs)), mask);
+      const auto odd = hn::And(hn::ShiftRight<1>(pairs), mask);
+      hn::Store(even, kShorts, staged.half[0] + v * kShortLanes);
+      hn::Store(odd, kShorts, staged.half[1] + v * kShortLanes);
     });
+    // Through memory on purpose: to widen from registers costs a shuffle for each half of a vector, and the one port
+    // for shuffles is what e4m3 would wait for.
+    asm("" : "+m"(staged.half));
   }
+  template <int kInput>
+  static HWY_INLINE Vector input(const Staged& staged, int part) {
+    const int16_t* half = staged.half[kInput % 2] + kInput / 2 * 16 + part * kLanes;
+    return hn::PromoteTo(kFloats, hn::Load(Halves(), reinterpret_cast<const hwy::float16_t*>(half)));
+  }
+};
+
+// Decoded kF8Block.
+struct F8Floats : F32Weights {
+  static constexpr bool kScaled = true;
 };
 
 // Accumulators of Rows x Panels results.
@@ -101,21 +127,21 @@ struct Tile {
 
   template <typename Body>
   HWY_INLINE void for_each(const Body& body) {
-    Unroll<Rows>::run([&](auto m) HWY_ATTR {
+    Unroll<Rows>::run([&](auto m) INLINED {
       Unroll<Panels>::run(
-          [&](auto n) HWY_ATTR { Unroll<kParts>::run([&](auto p) HWY_ATTR { body(m, n, p, sum[m][n].part[p]); }); });
+          [&](auto n) INLINED { Unroll<kParts>::run([&](auto p) INLINED { body(m, n, p, sum[m][n].part[p]); }); });
     });
   }
   HWY_INLINE void clear() {
-    for_each([](auto, auto, auto, Vector& part) HWY_ATTR { part = hn::Zero(kFloats); });
+    for_each([](auto, auto, auto, Vector& part) INLINED { part = hn::Zero(kFloats); });
   }
   // x: this input of row 0; rows are 16 words apart.
   HWY_INLINE void multiply_add(const float* HWY_RESTRICT x, const Panel (&weights)[Panels]) {
-    Unroll<Rows>::run([&](auto m) HWY_ATTR {
+    Unroll<Rows>::run([&](auto m) INLINED {
       const auto value = hn::Set(kFloats, x[m * 16]);
-      Unroll<Panels>::run([&](auto n) HWY_ATTR {
+      Unroll<Panels>::run([&](auto n) INLINED {
         Unroll<kParts>::run(
-            [&](auto p) HWY_ATTR { sum[m][n].part[p] = hn::MulAdd(value, weights[n].part[p], sum[m][n].part[p]); });
+            [&](auto p) INLINED { sum[m][n].part[p] = hn::MulAdd(value, weights[n].part[p], sum[m][n].part[p]); });
       });
     });
   }
@@ -127,112 +153,99 @@ constexpr int64_t kPrefetchBytes = 1024;
 template <typename Weights, int Rows, int Panels>
 HWY_INLINE void multiply_stretch(Tile<Rows, Panels>& tile, const float*& x, const std::byte*& weights,
                                  int64_t panel_bytes, int64_t inputs) {
+  constexpr int kInputs = Weights::kInputs;
   for (int64_t k = 0; k < inputs; k += 16) {
-    for (int pair = 0; pair < 8; ++pair) {
-      Panel even[Panels], odd[Panels];
-      Unroll<Panels>::run([&](auto n) HWY_ATTR {
-        InputPair loaded;
+    for (int step = 0; step < 16 / kInputs; ++step) {
+      typename Weights::Staged staged[Panels];
+      Unroll<Panels>::run([&](auto n) INLINED {
         const std::byte* from = weights + n * panel_bytes;
         hwy::Prefetch(from + kPrefetchBytes);
-        Weights::load(from, loaded);
-        even[n] = loaded.even;
-        odd[n] = loaded.odd;
+        Weights::stage(from, staged[n]);
       });
-      tile.multiply_add(x, even);
-      tile.multiply_add(x + 1, odd);
-      x += 2;
-      weights += Weights::kPairBytes;
+      Unroll<kInputs>::run([&](auto i) INLINED {
+        Panel loaded[Panels];
+        Unroll<Panels>::run([&](auto n) INLINED {
+          Unroll<kParts>::run([&](auto p) INLINED { loaded[n].part[p] = Weights::template input<i>(staged[n], p); });
+        });
+        tile.multiply_add(x + i, loaded);
+      });
+      x += kInputs;
+      weights += Weights::kBytes;
     }
     x += (Rows - 1) * 16;
   }
 }
 
+// y of one call, in memory: itself, or a copy with room for whole panels.
 template <int Rows, int Panels>
-HWY_INLINE void store_results(const DirectCall& call, Tile<Rows, Panels>& tile) {
-  if (call.outputs >= Panels * 16) {
-    tile.for_each([&](auto m, auto n, auto p, Vector& part)
-                      HWY_ATTR { hn::StoreU(part, kFloats, call.y + m * call.y_stride + n * 16 + p * kLanes); });
-    return;
+struct Results {
+  HWY_ALIGN float padded[Rows][Panels * 16];
+  float* data;
+  int64_t stride;
+
+  HWY_INLINE explicit Results(const PanelCall& call) : data(call.y), stride(call.y_stride) {
+    if (call.outputs >= Panels * 16) return;
+    for (int m = 0; call.accumulate && m < Rows; ++m)
+      std::memcpy(padded[m], call.y + m * call.y_stride, static_cast<size_t>(call.outputs) * sizeof(float));
+    data = padded[0];
+    stride = Panels * 16;
   }
-  HWY_ALIGN float results[Rows][Panels * 16];
-  tile.for_each([&](auto m, auto n, auto p, Vector& part)
-                    HWY_ATTR { hn::Store(part, kFloats, &results[m][n * 16 + p * kLanes]); });
-  for (int m = 0; m < Rows; ++m)
-    std::memcpy(call.y + m * call.y_stride, results[m], static_cast<size_t>(call.outputs) * sizeof(float));
-}
+  HWY_INLINE void finish(const PanelCall& call) const {
+    if (data == call.y) return;
+    for (int m = 0; m < Rows; ++m)
+      std::memcpy(call.y + m * call.y_stride, padded[m], static_cast<size_t>(call.outputs) * sizeof(float));
+  }
+  HWY_INLINE float* at(int m, int n, int p) const { return data + m * stride + n * 16 + p * kLanes; }
+};
 
 template <typename Weights, int Rows, int Panels>
-void direct_kernel(const DirectCall& call) {
-  const auto* x = static_cast<const float*>(call.x);
-  const std::byte* weights = call.weights;
-  Tile<Rows, Panels> tile;
-  tile.clear();
-  multiply_stretch<Weights>(tile, x, weights, call.panel_bytes, call.padded_in);
-  store_results(call, tile);
-}
-
-template <int Rows, int Panels>
-void direct_f8_kernel(const DirectCall& call) {
-  const auto* x = static_cast<const float*>(call.x);
-  const std::byte* weights = call.weights;
-  HWY_ALIGN float sums[Rows][Panels * 16] = {};
-  Tile<Rows, Panels> tile;
-  for (int64_t begin = 0; begin < call.padded_in; begin += 128) {
-    tile.clear();
-    multiply_stretch<F8Weights>(tile, x, weights, call.panel_bytes, HWY_MIN(128, call.padded_in - begin));
-    tile.for_each([&](auto m, auto n, auto p, Vector& part) HWY_ATTR {
-      const auto* scales = reinterpret_cast<const float*>(weights + n * call.panel_bytes);
-      float* sum = &sums[m][n * 16 + p * kLanes];
-      part = hn::MulAdd(part, hn::Load(kFloats, scales + p * kLanes), hn::Load(kFloats, sum));
-      hn::Store(part, kFloats, sum);
-    });
-    weights += 16 * sizeof(float);
-  }
-  store_results(call, tile);
-}
-
-template <bool kScaled, int Rows, int Panels>
-void blocked_kernel(const BlockedCall& call) {
+void panel_kernel(const PanelCall& call) {
   const auto* x = reinterpret_cast<const float*>(call.x);
-  const auto* weights = reinterpret_cast<const float*>(call.weights);
-  const int64_t stride = call.weight_stride_bytes / int64_t{sizeof(float)};
+  const std::byte* weights = call.weights;
+  Results<Rows, Panels> results(call);
   Tile<Rows, Panels> tile;
-  tile.for_each([&](auto m, auto n, auto p, Vector& part) HWY_ATTR {
-    part = kScaled ? hn::Zero(kFloats) : hn::Load(kFloats, call.sums + n * call.sums_stride + m * 16 + p * kLanes);
-  });
-  for (int64_t word = 0; word < call.words; word += 16) {
-    for (int i = 0; i < 16; ++i) {
-      Panel loaded[Panels];
-      Unroll<Panels>::run([&](auto n) HWY_ATTR {
-        Unroll<kParts>::run([&](auto p)
-                                HWY_ATTR { loaded[n].part[p] = hn::Load(kFloats, weights + n * stride + p * kLanes); });
+  tile.for_each([&](auto m, auto n, auto p, Vector& part)
+                    INLINED { part = call.accumulate ? hn::LoadU(kFloats, results.at(m, n, p)) : hn::Zero(kFloats); });
+  if constexpr (Weights::kScaled) {
+    HWY_ALIGN float sums[Rows][Panels * 16];
+    tile.for_each([&](auto m, auto n, auto p, Vector& part)
+                      INLINED { hn::Store(part, kFloats, &sums[m][n * 16 + p * kLanes]); });
+    for (int64_t begin = 0; begin < call.inputs; begin += 128) {
+      tile.clear();
+      multiply_stretch<Weights>(tile, x, weights, call.panel_bytes, HWY_MIN(128, call.inputs - begin));
+      tile.for_each([&](auto m, auto n, auto p, Vector& part) INLINED {
+        const auto* scales = reinterpret_cast<const float*>(weights + n * call.panel_bytes);
+        float* sum = &sums[m][n * 16 + p * kLanes];
+        part = hn::MulAdd(part, hn::Load(kFloats, scales + p * kLanes), hn::Load(kFloats, sum));
+        hn::Store(part, kFloats, sum);
       });
-      tile.multiply_add(x, loaded);
-      x += 1;
-      weights += 16;
+      weights += 16 * sizeof(float);
     }
-    x += (Rows - 1) * 16;
+  } else {
+    multiply_stretch<Weights>(tile, x, weights, call.panel_bytes, call.inputs);
   }
-  tile.for_each([&](auto m, auto n, auto p, Vector& part) HWY_ATTR {
-    float* sum = call.sums + n * call.sums_stride + m * 16 + p * kLanes;
-    if constexpr (kScaled) {
-      const auto scale = hn::Load(kFloats, call.scales + n * call.scale_stride + p * kLanes);
-      part = hn::MulAdd(part, scale, hn::Load(kFloats, sum));
-    }
-    hn::Store(part, kFloats, sum);
-  });
+  tile.for_each([&](auto m, auto n, auto p, Vector& part) INLINED { hn::StoreU(part, kFloats, results.at(m, n, p)); });
+  results.finish(call);
 }
 
-template <typename Weights>
-void decode(const std::byte* panel, int64_t inputs, std::byte* out) {
+void decode_f8(const std::byte* panel, int64_t inputs, std::byte* out) {
   auto* to = reinterpret_cast<float*>(out);
-  for (int64_t k = 0; k < inputs; k += 2, panel += Weights::kPairBytes, to += 32) {
-    InputPair pair;
-    Weights::load(panel, pair);
-    Unroll<kParts>::run([&](auto p) HWY_ATTR {
-      hn::Store(pair.even.part[p], kFloats, to + p * kLanes);
-      hn::Store(pair.odd.part[p], kFloats, to + 16 + p * kLanes);
-    });
+  for (int64_t begin = 0; begin < inputs; begin += 128) {
+    const int64_t end = HWY_MIN(inputs, begin + 128);
+    for (int64_t k = begin; k < end; k += F8Weights::kInputs) {
+      typename F8Weights::Staged staged;
+      hwy::Prefetch(panel + kPrefetchBytes);
+      F8Weights::stage(panel, staged);
+      Unroll<F8Weights::kInputs>::run([&](auto i) INLINED {
+        Unroll<kParts>::run([&](auto p)
+                                INLINED { hn::Store(F8Weights::input<i>(staged, p), kFloats, to + p * kLanes); });
+        to += 16;
+      });
+      panel += F8Weights::kBytes;
+    }
+    std::memcpy(to, panel, 16 * sizeof(float));  // the scales
+    panel += 16 * sizeof(float);
+    to += 16;
   }
 }
 
@@ -256,7 +269,7 @@ void pack_row(const float* x, int64_t inputs, int64_t padded_in, Activation acti
       from = padded;
     }
     auto* to = reinterpret_cast<float*>(out) + k * tile_rows;
-    Unroll<kParts>::run([&](auto p) HWY_ATTR {
+    Unroll<kParts>::run([&](auto p) INLINED {
       const auto value = hn::LoadU(kFloats, from + p * kLanes);
       hn::Store(activation == Activation::kBFloat16 ? round_to_bfloat16(value) : value, kFloats, to + p * kLanes);
     });
@@ -266,45 +279,40 @@ void pack_row(const float* x, int64_t inputs, int64_t padded_in, Activation acti
 // -- The table
 // ---------------------------------------------------------------------------------------------------------
 
-// A direct kernel holds two decoded inputs of every panel beside its sums, a blocked one the weights of one input; both
-// need a register or two more for x.
-constexpr int kMaxDirectRows = kRegisters == 32 ? 12 : HWY_MAX(1, (kRegisters - 2 - 2 * kParts) / kParts);
-constexpr int kBlockedPanels = kRegisters == 32 ? 2 : 1;
-constexpr int kMaxBlockedRows = HWY_MAX(1, (kRegisters - 1 - kBlockedPanels * kParts) / (kBlockedPanels * kParts));
+// With 32 registers a tile of one panel can have so many rows that its multiply-adds outlast the arrival of the weights
+// from memory; with two panels it needs half the loads of x.
+constexpr int kMaxSingleRows = kRegisters == 32 ? 25 : HWY_MAX(1, (kRegisters - 2) / kParts - 2);
+constexpr int kMaxTileRowsHere = kRegisters == 32 ? 13 : kMaxSingleRows;
 
-constexpr int direct_panels(int rows) {
+// Registers: the sums, the weights in use of every panel, one or two for x.
+constexpr int panels_for(int rows, int weight_registers) {
   int panels = 1;
-  while (panels < 4 && (rows + 2) * panels * 2 * kParts + 2 <= kRegisters) panels *= 2;
+  while (panels < 4 && (rows + weight_registers) * panels * 2 * kParts + 2 <= kRegisters) panels *= 2;
   return panels;
 }
 
-template <int Rows>
-HWY_INLINE void add_direct(LinearKernels& table) {
-  constexpr int kPanels = direct_panels(Rows);
-  table.direct[static_cast<int>(WeightFormat::kF32)][Rows] = {kPanels, direct_kernel<F32Weights, Rows, kPanels>,
-                                                              direct_kernel<F32Weights, Rows, 1>};
-  table.direct[static_cast<int>(WeightFormat::kBF16)][Rows] = {kPanels, direct_kernel<BF16Weights, Rows, kPanels>,
-                                                               direct_kernel<BF16Weights, Rows, 1>};
-  table.direct[static_cast<int>(WeightFormat::kF8Block)][Rows] = {kPanels, direct_f8_kernel<Rows, kPanels>,
-                                                                  direct_f8_kernel<Rows, 1>};
+template <typename Weights, int Rows>
+HWY_INLINE LinearKernels::Sizes sizes() {
+  constexpr int kPanels = panels_for(Rows, Weights::kRegisters);
+  return {kPanels, panel_kernel<Weights, Rows, kPanels>, panel_kernel<Weights, Rows, 1>};
 }
 
 template <int Rows>
-HWY_INLINE void add_blocked(LinearKernels& table) {
-  table.blocked[0][Rows] = {kBlockedPanels, blocked_kernel<false, Rows, kBlockedPanels>,
-                            blocked_kernel<false, Rows, 1>};
-  table.blocked[1][Rows] = {kBlockedPanels, blocked_kernel<true, Rows, kBlockedPanels>, blocked_kernel<true, Rows, 1>};
+HWY_INLINE void add_rows(LinearKernels& table) {
+  table.kernels[static_cast<int>(WeightFormat::kF32)][Rows] = sizes<F32Weights, Rows>();
+  table.kernels[static_cast<int>(WeightFormat::kBF16)][Rows] = sizes<BF16Weights, Rows>();
+  table.kernels[static_cast<int>(WeightFormat::kF8Block)][Rows] = sizes<F8Weights, Rows>();
+  if constexpr (Rows <= kMaxTileRowsHere) table.kernels[kDecodedF8][Rows] = sizes<F8Floats, Rows>();
 }
 
 LinearKernels make_table() {
   LinearKernels table{};
   table.name = hwy::TargetName(HWY_TARGET);
-  table.max_direct_rows = kMaxDirectRows;
-  table.max_blocked_rows = kMaxBlockedRows;
-  Unroll<kMaxDirectRows>::run([&](auto rows) { add_direct<rows + 1>(table); });
-  Unroll<kMaxBlockedRows>::run([&](auto rows) { add_blocked<rows + 1>(table); });
-  table.decode[static_cast<int>(WeightFormat::kBF16)] = decode<BF16Weights>;
-  table.decode[static_cast<int>(WeightFormat::kF8Block)] = decode<F8Weights>;
+  table.max_single_rows = kMaxSingleRows;
+  table.max_tile_rows = kMaxTileRowsHere;
+  Unroll<kMaxSingleRows>::run([&](auto rows) INLINED { add_rows<rows + 1>(table); });
+  table.decode = decode_f8;
+  table.decoded_bytes = sizeof(float);
   table.pack_row = pack_row;
   return table;
 }

@@ -12,18 +12,6 @@ int64_t round_up(int64_t value, int64_t unit) {
   return (value + unit - 1) / unit * unit;
 }
 
-int64_t bytes_of_panel(WeightFormat format, int64_t padded_in) {
-  switch (format) {
-    case WeightFormat::kF32:
-      return padded_in * kPanelOutputs * 4;
-    case WeightFormat::kBF16:
-      return padded_in * kPanelOutputs * 2;
-    case WeightFormat::kF8Block:
-      return padded_in * kPanelOutputs + round_up(padded_in, kScaleInputs) / kScaleInputs * kPanelOutputs * 4;
-  }
-  return 0;
-}
-
 // Scatters rows of pairs into a panel: source row r goes to output first_output + r. `Pair` is two stored elements;
 // pairs of one output are 16 pairs apart. Inputs go in short stretches, so that the lines written stay in the L1 cache
 // until all rows have filled them.
@@ -107,7 +95,18 @@ PanelLayout::PanelLayout(WeightFormat format_, int64_t out_features_, int64_t in
       in_features(in_features_),
       padded_in(round_up(in_features_, kPaddedInputs)),
       panels((out_features_ + kPanelOutputs - 1) / kPanelOutputs),
-      panel_bytes(bytes_of_panel(format_, padded_in)) {}
+      panel_bytes(padded_in * kPanelOutputs * element_bytes()) {
+  if (format == WeightFormat::kF8Block)
+    panel_bytes += round_up(padded_in, kScaleInputs) / kScaleInputs * kPanelOutputs * int64_t{sizeof(float)};
+}
+
+int64_t PanelLayout::element_bytes() const {
+  return format == WeightFormat::kF32 ? 4 : format == WeightFormat::kBF16 ? 2 : 1;
+}
+
+int64_t PanelLayout::input_offset(int64_t k) const {
+  return format == WeightFormat::kF32 ? k * kPanelOutputs * int64_t{sizeof(float)} : pair_offset(k, 0);
+}
 
 int64_t PanelLayout::pair_offset(int64_t k, int64_t o) const {
   switch (format) {

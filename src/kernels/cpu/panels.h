@@ -33,6 +33,9 @@ struct PanelLayout {
   explicit PanelLayout(const PackedMatrix& matrix)
       : PanelLayout(matrix.format(), matrix.out_features(), matrix.in_features()) {}
 
+  int64_t element_bytes() const;
+  // Offset in a panel of inputs from k on (k a multiple of 32; of 128 if kF8Block).
+  int64_t input_offset(int64_t k) const;
   // Offset in a panel of inputs k and k + 1 (k even) of output o, and of o's scale for input k.
   int64_t pair_offset(int64_t k, int64_t o) const;
   int64_t scale_offset(int64_t k, int64_t o) const;

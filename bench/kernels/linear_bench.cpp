@@ -11,9 +11,8 @@
 #include <memory>
 #include <random>
 
-#include <time.h>
-
 #include <fmt/format.h>
+#include <time.h>
 
 #include "bench/kernels/machine_limits.h"
 #include "bench/kernels/onednn_matmul.h"

@@ -10,7 +10,7 @@
 namespace plait::app {
 namespace {
 
-constexpr double kProbeSeconds = 1;
+constexpr double kProbeSeconds = 2;
 
 const char* name_of(BenchOptions::WeightKind weights) {
   return weights == BenchOptions::WeightKind::kFP8 ? "FP8" : "BF16";

@@ -150,8 +150,7 @@ void Api::metrics(const ExchangePointer& exchange) {
     exchange->respond(to_response(error));
     return;
   }
-  exchange->respond({.body = front_end_.metrics().expose(front_end_.unfinished()),
-                     .content_type = "text/plain; version=0.0.4; charset=utf-8"});
+  exchange->respond({.body = front_end_.expose_metrics(), .content_type = "text/plain; version=0.0.4; charset=utf-8"});
 }
 
 void Api::flush_cache(const ExchangePointer& exchange) {
@@ -209,8 +208,7 @@ void Api::one_model(const ExchangePointer& exchange) {
     return;
   }
   ApiError error =
-      bad_request(fmt::format("This server has the model '{}' only.", front_end_.context().served_model_name), "model",
-                  "model_not_found");
+      bad_request("There is no such model here; GET /v1/models lists what there is.", "model", "model_not_found");
   error.status = 404;
   exchange->respond(to_response(error));
 }

@@ -181,7 +181,6 @@ void FrontEnd::on_outputs(std::vector<RequestOutput>&& outputs) {
   for (RequestOutput& output : outputs) {
     if (ledger_.record(output)) deliver(std::move(output));
   }
-  metrics_.load(supervisor_.load());
   try_next_suspect();
   update_busy();
 }
@@ -210,7 +209,6 @@ void FrontEnd::on_ready(const EngineInfo& info) {
       return;
     }
     serving_ = true;
-    metrics_.load(supervisor_.load());
     events_.ready();
   });
 }
@@ -224,8 +222,7 @@ void FrontEnd::resume() {
 }
 
 void FrontEnd::on_died() {
-  metrics_.engine_gone();
-  metrics_.engine_restarted();
+  metrics_.engine_died(supervisor_.load());
   auto flushes = std::exchange(flushes_, {});
   for (const auto& [ticket, done] : flushes) done(std::nullopt);
   deliver_all(ledger_.engine_died());
@@ -275,6 +272,11 @@ void FrontEnd::check_drained() {
     return;
   }
   drain_timer_.set(kDrainPoll, [this] { check_drained(); });
+}
+
+std::string FrontEnd::expose_metrics() {
+  const bool engine = supervisor_.phase() == EnginePhase::kReady;
+  return metrics_.expose(ledger_.size(), engine ? &supervisor_.load() : nullptr);
 }
 
 // ---- requests of the server itself

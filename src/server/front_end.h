@@ -65,6 +65,7 @@ class FrontEnd {
   const ApiContext& context() const { return context_; }
   const ServeOptions& options() const { return options_; }
   Metrics& metrics() { return metrics_; }
+  std::string expose_metrics();
   size_t unfinished() const { return ledger_.size(); }
   EventLoop& loop() { return loop_; }
 

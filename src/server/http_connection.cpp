@@ -14,7 +14,7 @@ using asio::awaitable;
 
 constexpr auto kTuple = asio::as_tuple(asio::use_awaitable);
 
-// Bytes that are read ahead of the request that is worked on.
+// Bytes that are read ahead of what the parser took, beyond a whole header.
 constexpr size_t kReadAheadBytes = 64 << 10;
 // A refused client may still be sending: reading on for a while lets it see the answer instead of a reset.
 constexpr std::chrono::seconds kLingerTime{2};
@@ -146,8 +146,12 @@ HttpConnection::~HttpConnection() {
 
 // ---- input
 
+size_t HttpConnection::read_ahead_bytes() const {
+  return server_->limits.header_bytes + kReadAheadBytes;
+}
+
 void HttpConnection::want_input() {
-  if (reading_ || input_ended_ || broken_ || input_.size() >= kReadAheadBytes) return;
+  if (reading_ || input_ended_ || broken_ || input_.size() >= read_ahead_bytes()) return;
   reading_ = true;
   socket_.async_wait(asio::ip::tcp::socket::wait_read,
                      [self = shared_from_this()](const boost::system::error_code& problem) {
@@ -282,6 +286,11 @@ awaitable<bool> HttpConnection::read_request(HttpParser& parser) {
       input_.erase(0, consumed);
       if (state == HttpParser::State::kComplete) co_return true;
       if (state == HttpParser::State::kNeedMore) fresh = false;
+      if (state == HttpParser::State::kNeedMore && input_.size() >= read_ahead_bytes()) {
+        keep_alive_ = false;
+        refuse(to_response(bad_request("A line of the request is too long.", {}, "bad_http")), parser.request());
+        co_return false;
+      }
       if (state == HttpParser::State::kError) {
         keep_alive_ = false;
         refuse(to_response(*parser.error()), parser.request());

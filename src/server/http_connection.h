@@ -53,6 +53,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void notify() { wake_.cancel(); }
 
   bool refuse(const HttpResponse& response, const HttpRequest& request);
+  size_t read_ahead_bytes() const;
   void want_input();
   void take_input();
   void start_write();

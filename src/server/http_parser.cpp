@@ -60,6 +60,11 @@ struct HttpParser::Impl {
     if (head.version() == 11 && head.count(http::field::host) != 1) {
       return bad_request("An HTTP/1.1 request needs exactly one Host header.", {}, "bad_http");
     }
+    // Anything else would leave it open where the request ends.
+    if (head.count(http::field::transfer_encoding) > 0 &&
+        !beast::iequals(head[http::field::transfer_encoding], "chunked")) {
+      return bad_request("The only transfer encoding that is read is chunked.", {}, "bad_http");
+    }
     const auto length = parser.content_length();
     if (length && *length > max_body_bytes) return explain(http::error::body_limit);
     return std::nullopt;

@@ -44,14 +44,6 @@ constexpr GaugeText kGauges[kGaugeCount] = {
     {"sglang:cache_hit_rate", "Share of prompt tokens that were found in the prefix cache."},
 };
 
-// Totals that the engine counts start again with it; here they go on.
-struct EngineTotal {
-  uint64_t before = 0;  // of engines that are gone
-  uint64_t now = 0;
-  uint64_t total() const { return before + now; }
-  void engine_gone() { before += std::exchange(now, 0); }
-};
-
 double share(double part, double whole) {
   return whole > 0 ? part / whole : 0;
 }
@@ -74,8 +66,7 @@ struct Metrics::State {
   prometheus::Labels labels;
   prometheus::Registry registry;
   prometheus::Registry engine_registry;  // shown while there is an engine
-  bool engine_known = false;
-  EngineTotal retractions;
+  uint64_t earlier_retractions = 0;      // the engine's own count starts again with it
   prometheus::Gauge* gauges[kGaugeCount] = {};
 
   prometheus::Counter& prompt_tokens = counter("sglang:prompt_tokens_total", "Prompt tokens processed.");
@@ -85,8 +76,8 @@ struct Metrics::State {
   prometheus::Counter& requests = counter("sglang:num_requests_total", "Requests finished.");
   prometheus::Counter& aborted =
       counter("sglang:num_aborted_requests_total", "Requests that ended without their answer.");
-  prometheus::Counter& restarts =
-      counter("plait:engine_restarts_total", "Engine processes started again after one died.");
+  prometheus::Counter& deaths =
+      counter("plait:engine_deaths_total", "Engine processes that died and had to be replaced.");
   prometheus::Gauge& retracted =
       gauge(registry, "sglang:num_retracted_reqs", "Times a running request gave its KV memory back, since the start.");
   prometheus::Gauge& unfinished =
@@ -127,38 +118,31 @@ void Metrics::finished(double seconds_since_arrival, bool aborted) {
   state_->end_to_end.Observe(seconds_since_arrival);
 }
 
-void Metrics::engine_restarted() {
-  state_->restarts.Increment();
+void Metrics::engine_died(const SchedulerLoad& last_load) {
+  state_->deaths.Increment();
+  state_->earlier_retractions += last_load.retractions;
 }
 
-void Metrics::load(const SchedulerLoad& load) {
-  state_->engine_known = true;
+std::string Metrics::expose(size_t unfinished, const SchedulerLoad* load) {
+  const prometheus::TextSerializer serializer;
+  const uint64_t retractions = load == nullptr ? 0 : load->retractions;
+  state_->unfinished.Set(static_cast<double>(unfinished));
+  state_->retracted.Set(static_cast<double>(state_->earlier_retractions + retractions));
+  std::string text = serializer.Serialize(state_->registry.Collect());
+  if (load == nullptr) return text;
+
   const double values[kGaugeCount] = {
-      static_cast<double>(load.running),
-      static_cast<double>(load.queued),
-      static_cast<double>(load.kv_used_tokens),
-      static_cast<double>(load.kv_evictable_tokens),
-      static_cast<double>(load.kv_tokens),
-      share(static_cast<double>(load.kv_used_tokens), static_cast<double>(load.kv_tokens)),
-      load.generation_rate,
-      share(static_cast<double>(load.cached_prompt_tokens), static_cast<double>(load.prompt_tokens)),
+      static_cast<double>(load->running),
+      static_cast<double>(load->queued),
+      static_cast<double>(load->kv_used_tokens),
+      static_cast<double>(load->kv_evictable_tokens),
+      static_cast<double>(load->kv_tokens),
+      share(static_cast<double>(load->kv_used_tokens), static_cast<double>(load->kv_tokens)),
+      load->generation_rate,
+      share(static_cast<double>(load->cached_prompt_tokens), static_cast<double>(load->prompt_tokens)),
   };
   for (int i = 0; i < kGaugeCount; ++i) state_->gauges[i]->Set(values[i]);
-  state_->retractions.now = load.retractions;
-}
-
-void Metrics::engine_gone() {
-  state_->engine_known = false;
-  state_->retractions.engine_gone();
-}
-
-std::string Metrics::expose(size_t unfinished) {
-  state_->unfinished.Set(static_cast<double>(unfinished));
-  state_->retracted.Set(static_cast<double>(state_->retractions.total()));
-  const prometheus::TextSerializer serializer;
-  std::string text = serializer.Serialize(state_->registry.Collect());
-  if (state_->engine_known) text += serializer.Serialize(state_->engine_registry.Collect());
-  return text;
+  return text + serializer.Serialize(state_->engine_registry.Collect());
 }
 
 }  // namespace plait

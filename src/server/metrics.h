@@ -21,12 +21,11 @@ class Metrics {
   void more_tokens(int64_t tokens, double seconds);
   void generated(int64_t tokens);
   void finished(double seconds_since_arrival, bool aborted);
-  void engine_restarted();
-  void load(const SchedulerLoad& load);
-  void engine_gone();
+  void engine_died(const SchedulerLoad& last_load);
 
-  // Prometheus' text format. `unfinished`: requests in the ledger.
-  std::string expose(size_t unfinished);
+  // Prometheus' text format. `unfinished`: requests in the ledger. `load`: what the engine said last; nullptr: there is
+  // none.
+  std::string expose(size_t unfinished, const SchedulerLoad* load);
 
  private:
   struct State;

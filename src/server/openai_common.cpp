@@ -39,9 +39,9 @@ ApiStatus check_model(const ApiContext& context, RequestFields& fields) {
   const std::optional<std::string> model = fields.text("model");
   if (!model || *model == context.served_model_name || *model == "default") return {};
   constexpr size_t kShown = 128;
-  ApiError error = bad_request(fmt::format("The model '{}' does not exist here; this server has '{}'.",
-                                           model->substr(0, kShown), context.served_model_name),
-                               "model", "model_not_found");
+  ApiError error = bad_request(
+      fmt::format("The model '{}' does not exist here; GET /v1/models lists what does.", model->substr(0, kShown)),
+      "model", "model_not_found");
   error.status = 404;
   return error;
 }

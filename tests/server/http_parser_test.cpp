@@ -135,6 +135,8 @@ TEST(HttpParser, RefusesWhatIsHostile) {
               return body;
             }()),
        413},
+      {"an unknown transfer encoding", post("Transfer-Encoding: gzip\r\n"), 400},
+      {"chunks inside another encoding", post("Transfer-Encoding: gzip, chunked\r\n", "0\r\n\r\n"), 400},
       {"negative chunk size", post(chunked, "-1\r\n"), 400},
       {"chunk size of 2^64 - 1", post(chunked, "ffffffffffffffff\r\n"), 413},
       {"chunk size beyond 2^64", post(chunked, "10000000000000000\r\n"), 400},

@@ -248,7 +248,7 @@ TEST_F(Requests, RefusalsSayWhatIsWrong) {
       {parse_completions, R"({"prompt": [[]]})", "The prompt is empty", "prompt"},
       {parse_completions, R"({"prompt": ["a", 1]})", "prompt must be", "prompt"},
       {parse_completions, R"({"prompt": {"a": 1}})", "prompt must be", "prompt"},
-      {parse_completions, R"({"prompt": "a", "model": "gpt"})", "'gpt' does not exist", "model", 404},
+      {parse_completions, R"({"prompt": "a", "model": "gpt"})", "'gpt' does not exist here", "model", 404},
       {parse_completions, R"({"prompt": "a", "model": 5})", "model must be", "model"},
       {parse_completions, R"({"prompt": "a", "temperature": 2.1})", "temperature must be", "temperature"},
       {parse_completions, R"({"prompt": "a", "logprobs": 21})", "logprobs must be", "logprobs"},

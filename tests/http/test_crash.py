@@ -1,0 +1,227 @@
+"""A crash of the engine loses nothing: clients see a pause, and the text they would have received."""
+
+import concurrent.futures
+import json
+import os
+import signal
+import threading
+import time
+
+import httpx
+
+from harness import EVAL_TASKS, PATIENCE_SECONDS, chat_body, note, process_runs, wait_until
+
+STREAMS = 50
+TOKENS = 120
+
+
+class Stream(threading.Thread):
+    """One streaming client that keeps everything it received."""
+
+    def __init__(self, server, body, path="/v1/chat/completions"):
+        super().__init__(daemon=True)
+        self.server, self.body, self.path = server, body, path
+        self.text, self.error, self.reason, self.done = "", None, None, False
+        self.usage = None
+
+    def run(self):
+        try:
+            with httpx.stream("POST", self.server.url + self.path, json=self.body, timeout=PATIENCE_SECONDS) as reply:
+                if reply.status_code != 200:
+                    self.error = reply.read().decode()
+                    return
+                for line in reply.iter_lines():
+                    self.take(line)
+        except httpx.HTTPError as error:
+            self.error = repr(error)
+
+    def take(self, line):
+        if not line.startswith("data: "):
+            return
+        if line == "data: [DONE]":
+            self.done = True
+            return
+        event = json.loads(line[len("data: ") :])
+        if "error" in event:
+            self.error = event["error"]
+            return
+        self.usage = event.get("usage") or self.usage
+        for choice in event["choices"]:
+            self.text += choice["delta"].get("content") or ""
+            self.reason = choice["finish_reason"] or self.reason
+
+
+def streaming_body(index):
+    prompt = EVAL_TASKS[index % len(EVAL_TASKS)]["prompt"]
+    return chat_body(
+        prompt, max_tokens=TOKENS, ignore_eos=True, stream=True, stream_options={"include_usage": True}
+    )
+
+
+def start_streams(server):
+    streams = [Stream(server, streaming_body(index)) for index in range(STREAMS)]
+    for stream in streams:
+        stream.start()
+    return streams
+
+
+def join(streams):
+    for stream in streams:
+        stream.join(PATIENCE_SECONDS)
+        assert not stream.is_alive(), "a client never got the end of its answer"
+
+
+def test_killed_engine_loses_nothing(serve, request):
+    rounds = request.config.getoption("--crash-rounds")
+    server = serve("--dtype", "float32", "--max-engine-restarts", rounds + 1)
+    undisturbed = start_streams(server)
+    join(undisturbed)
+    assert all(stream.done and not stream.error for stream in undisturbed)
+
+    caught_in_the_middle = 0
+    pauses = []
+    for round_number in range(rounds):
+        engine = server.engine_pid()
+        streams = start_streams(server)
+        # somewhere in the middle, at a different place each time
+        target = 5 + (round_number * 37) % (TOKENS * 2)
+        wait_until(lambda: sum(len(stream.text) for stream in streams) > STREAMS * target, what="streams under way")
+        begun = sum(1 for stream in streams if stream.text and not stream.done)
+        os.kill(engine, signal.SIGKILL)
+        killed_at = time.monotonic()
+        wait_until(lambda: server.health() == 200 and server.engine_pid() not in (engine, -1), what="a new engine")
+        pauses.append(time.monotonic() - killed_at)
+        join(streams)
+        caught_in_the_middle += begun
+        for stream, expected in zip(streams, undisturbed):
+            assert stream.error is None, stream.error
+            assert stream.done
+            assert stream.text == expected.text
+            assert stream.reason == expected.reason
+            assert stream.usage["completion_tokens"] == expected.usage["completion_tokens"]
+    assert caught_in_the_middle >= rounds * STREAMS // 2
+    assert server.info()["engine_restarts"] == rounds
+    assert server.answers()
+    note(
+        f"{rounds} kills of the engine with {STREAMS} streams each, {caught_in_the_middle} streams caught in the "
+        f"middle, all texts exact; new engine after {min(pauses):.2f} to {max(pauses):.2f} s"
+    )
+
+
+def test_other_answers_survive_a_crash(serve):
+    """Without streaming, sampled with a seed, with a stop string, with several samples."""
+    server = serve("--dtype", "float32")
+    bodies = [
+        ("/v1/chat/completions", chat_body("Count.", max_tokens=150, ignore_eos=True)),
+        ("/v1/chat/completions", {**chat_body("Hello", max_tokens=150, ignore_eos=True), "temperature": 1, "seed": 7}),
+        ("/v1/chat/completions", {**chat_body("Hello", max_tokens=100, ignore_eos=True, n=3), "temperature": 1, "seed": 1}),
+        ("/generate", {"text": ["one", "two"], "sampling_params": {"temperature": 0, "max_new_tokens": 150, "ignore_eos": True},
+                       "return_logprob": True, "logprob_start_len": 0}),
+    ]
+
+    def ask(path_and_body):
+        reply = server.post(*path_and_body)
+        assert reply.status_code == 200, reply.text
+        return reply.json()
+
+    def essence(answer):
+        if isinstance(answer, list):
+            return [(one["text"], one["output_ids"], len(one["meta_info"]["input_token_logprobs"]),
+                     len(one["meta_info"]["output_token_logprobs"])) for one in answer]
+        return [(choice["message"]["content"], choice["finish_reason"]) for choice in answer["choices"]], answer["usage"]["completion_tokens"]
+
+    expected = [essence(ask(body)) for body in bodies]
+    assert len({text for text, _ in expected[2][0]}) == 3, "three samples differ"
+    with concurrent.futures.ThreadPoolExecutor(len(bodies)) as pool:
+        before = server.metric("sglang:generation_tokens_total")
+        futures = [pool.submit(ask, body) for body in bodies]
+        wait_until(lambda: server.metric("sglang:generation_tokens_total") > before + 100, what="answers under way")
+        os.kill(server.engine_pid(), signal.SIGKILL)
+        answers = [essence(future.result()) for future in futures]
+    assert answers == expected
+    assert server.info()["engine_restarts"] == 1
+
+
+def test_repeated_crashes_end_in_a_clear_exit(serve):
+    server = serve("--max-engine-restarts", 2)
+    stream = Stream(server, streaming_body(0) | {"max_tokens": 1900})
+    stream.start()
+    wait_until(lambda: stream.text, what="the stream under way")
+    deaths = 0
+    last = None
+    while server.process.poll() is None and deaths < 10:
+        try:
+            engine = server.engine_pid()
+        except httpx.HTTPError:
+            break
+        if engine in (-1, last):
+            time.sleep(0.01)
+            continue
+        os.kill(engine, signal.SIGKILL)
+        deaths += 1
+        last = engine
+    assert server.process.wait(PATIENCE_SECONDS) not in (0, None)
+    assert deaths == 3
+    log = server.log()
+    assert "the server ends" in log and "died 3 times" in log and "max_engine_restarts 2" in log
+    stream.join(PATIENCE_SECONDS)
+    assert stream.error is not None, "the client is told"
+    assert not process_runs(last)
+    note(f"{deaths} kills in a row: exit status {server.process.returncode} with a reason")
+
+
+def test_stuck_engine_is_replaced(serve):
+    """A stopped process makes no step: the watchdog kills it, and the request goes on."""
+    server = serve("--watchdog-timeout", 2, "--dtype", "float32")
+    expected = Stream(server, streaming_body(1))
+    expected.start()
+    join([expected])
+    stream = Stream(server, streaming_body(1))
+    stream.start()
+    wait_until(lambda: stream.text, what="the stream under way")
+    engine = server.engine_pid()
+    os.kill(engine, signal.SIGSTOP)
+    join([stream])
+    assert stream.error is None and stream.text == expected.text
+    assert not process_runs(engine)
+    assert "made no step" in server.log()
+
+
+def test_idle_engine_is_not_called_stuck(serve):
+    server = serve("--watchdog-timeout", 1)
+    engine = server.engine_pid()
+    time.sleep(3)
+    assert server.engine_pid() == engine and server.info()["engine_restarts"] == 0
+
+
+def test_requests_wait_for_a_restarting_engine(serve):
+    server = serve()
+    os.kill(server.engine_pid(), signal.SIGKILL)
+    assert server.answers()
+    assert server.info()["engine_restarts"] == 1
+
+
+def test_parents_death_ends_the_engine(serve):
+    server = serve()
+    engine = server.engine_pid()
+    assert process_runs(engine)
+    server.process.kill()
+    server.process.wait()
+    wait_until(lambda: not process_runs(engine), 10, "the engine is gone")
+
+
+def test_parents_death_while_loading_ends_the_engine(serve):
+    server = serve(ready=False).wait_listening()
+    children = children_of(server.process.pid)
+    server.process.kill()
+    server.process.wait()
+    for child in children:
+        wait_until(lambda: not process_runs(child), 10, "the engine is gone")
+
+
+def children_of(pid):
+    def children():
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(child) for child in file.read().split()]
+
+    return wait_until(children, what="an engine process")

@@ -15,4 +15,10 @@ void* Workspace::get(int slot, size_t bytes) {
   return buffer.data();
 }
 
+size_t Workspace::size_bytes() const {
+  size_t bytes = 0;
+  for (const Buffer& buffer : buffers_) bytes += buffer.size_bytes();
+  return bytes;
+}
+
 }  // namespace plait::kernels

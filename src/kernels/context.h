@@ -29,6 +29,8 @@ class Workspace {
   T* get_array(int slot, int64_t count) {
     return static_cast<T*>(get(slot, static_cast<size_t>(count) * sizeof(T)));
   }
+  // Held by all slots.
+  size_t size_bytes() const;
 
  private:
   static constexpr int kSlots = 32;

@@ -19,6 +19,12 @@ double product_flops(const FeedForwardWeights& weights, double rows) {
   return product_flops(weights.gate_up, rows) + product_flops(weights.down, rows);
 }
 
+bool has_dense_layers(const ModelConfig& config) {
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer)
+    if (!config.layer_has_experts(layer)) return true;
+  return false;
+}
+
 // One grouped product computes all experts of a layer, so they must be stored alike.
 Status check_uniform_experts(int64_t layer, std::span<const FeedForwardWeights> experts) {
   for (size_t i = 1; i < experts.size(); ++i)
@@ -62,11 +68,24 @@ KvSpec DeepseekModel::kv_spec() const {
 
 size_t DeepseekModel::scratch_bytes(int64_t rows, int64_t context_tokens) const {
   const size_t streams = 3 * rows * config_.hidden_size * sizeof(float);
-  size_t feed_forward = 0;
-  if (config_.first_k_dense_replace > 0 || config_.gate.experts == 0 || config_.moe_layer_freq > 1)
-    feed_forward = feed_forward_scratch_bytes(rows, config_.intermediate_size);
-  if (config_.gate.experts > 0) feed_forward = std::max(feed_forward, experts_.scratch_bytes(config_, rows));
-  return streams + std::max(attention_.scratch_bytes(rows, context_tokens), feed_forward);
+  size_t blocks = attention_.scratch_bytes(rows);
+  int64_t product_inputs = rows * std::max(config_.hidden_size, config_.num_attention_heads * config_.v_head_dim);
+  if (has_dense_layers(config_)) {
+    blocks = std::max(blocks, feed_forward_scratch_bytes(rows, config_.intermediate_size));
+    product_inputs = std::max(product_inputs, rows * config_.intermediate_size);
+  }
+  if (config_.gate.experts > 0) {
+    const int64_t pairs = rows * config_.gate.experts_per_token;
+    blocks = std::max(blocks, experts_.scratch_bytes(config_, rows));
+    product_inputs = std::max(product_inputs, pairs * std::max(config_.hidden_size, config_.moe_intermediate_size));
+  }
+  // Products keep a copy of their inputs in the layout of their instructions.
+  const size_t packed_inputs = product_inputs * sizeof(float);
+  // Decoded stretches of weights, tiles of keys: whatever threads keep to themselves.
+  const size_t of_threads = static_cast<size_t>(usable_cores()) << 20;
+  const size_t needed =
+      streams + blocks + packed_inputs + attention_.kernel_scratch_bytes(rows, context_tokens) + of_threads;
+  return needed + needed / 4;  // what Workspace holds in reserve
 }
 
 void DeepseekModel::forward(const Context& context, const Step& step, const KvMemory& kv, Rows logits,

@@ -162,10 +162,23 @@ void MlaAttention::forward(const Context& context, const MlaWeights& weights, st
   kernels::linear(context, out, weights.o, y);
 }
 
-size_t MlaAttention::scratch_bytes(int64_t rows, int64_t /*context_tokens*/) const {
+size_t MlaAttention::scratch_bytes(int64_t rows) const {
   const int64_t query = q_lora_rank_ > 0 ? heads_ * (nope_ + rope_) : 0;
   const int64_t absorbed = heads_ * (latent_ + rope_ + latent_);
   return rows * (query_rows_ + latent_ + rope_ + query + absorbed + heads_ * v_) * sizeof(float);
+}
+
+size_t MlaAttention::kernel_scratch_bytes(int64_t rows, int64_t context_tokens) const {
+  // Keys and values of every head for a stretch of tokens, twice: as projected, and cut into tiles with padding. And
+  // the partial results of a wave of absorbed queries. The kernels bound each to some megabytes, or to one unit of
+  // work.
+  constexpr int64_t kBound = int64_t{4} << 20, kTileTokens = 64, kPartialTokens = 512, kPartials = 32;
+  const int64_t expanded =
+      std::max(heads_ * (nope_ + v_) * kTileTokens, std::min(kBound, heads_ * (nope_ + v_) * context_tokens));
+  const int64_t partials = std::min(context_tokens / kPartialTokens + 1, kPartials) * heads_ * (latent_ + 2 * 16);
+  const int64_t wave = std::max(partials, std::min(kBound, rows * partials));
+  const int64_t softmax = 2 * rows * heads_;
+  return (expanded * 3 + wave + softmax) * sizeof(float);
 }
 
 double MlaAttention::attention_flops(const StepSequence& sequence) const {

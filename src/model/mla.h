@@ -53,8 +53,9 @@ class MlaAttention {
   void forward(const kernels::Context& context, const MlaWeights& weights, std::span<const int32_t> positions,
                const MlaRows& rows, const kernels::LatentCache& cache, ConstRows x, Rows y) const;
 
-  // Most scratch that forward() and its kernels use, whatever forms the rows take.
-  size_t scratch_bytes(int64_t rows, int64_t context_tokens) const;
+  // Most scratch of forward() itself, and of the attention kernels, whatever forms the rows take.
+  size_t scratch_bytes(int64_t rows) const;
+  size_t kernel_scratch_bytes(int64_t rows, int64_t context_tokens) const;
   // Of one layer, without the projections that all rows have in common.
   double attention_flops(const StepSequence& sequence) const;
 

@@ -153,9 +153,6 @@ void Bpe::merge_long(BpeScratch& scratch) const {
   }
   scratch.ids_.clear();
   for (uint32_t i = 0; i < n; i = symbols[i].next) scratch.ids_.push_back(symbols[i].id);
-  // one long word must not pin its memory
-  if (symbols.capacity() > (1u << 20)) std::vector<BpeScratch::Symbol>().swap(symbols);
-  if (heap.capacity() > (1u << 20)) std::vector<BpeScratch::Candidate>().swap(heap);
 }
 
 }  // namespace plait

@@ -6,6 +6,7 @@
 namespace plait {
 namespace {
 
+// As the model's card shows it for one function; further ones follow behind an empty line.
 Result<std::string> tools_text(const ChatRequest& request) {
   PLAIT_ASSIGN_OR_RETURN(const std::vector<ToolFunction> tools, tool_functions(request));
   std::string text = "\n\n## Tools\n\n### Function\n\nYou have the following functions available:";

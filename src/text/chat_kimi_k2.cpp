@@ -33,7 +33,8 @@ class KimiWriter {
       open("system", "system");
       prompt_.append(default_system_text()).append(kFrameEnd);
     }
-    for (size_t i = 0; i < request_.messages.size(); ++i) write_message(request_.messages[i], i < finished_exchanges());
+    const size_t finished = finished_exchanges();
+    for (size_t i = 0; i < request_.messages.size(); ++i) write_message(request_.messages[i], i < finished);
     if (request_.add_generation_prompt && !request_.continue_final_message) open("assistant", "assistant");
     return std::move(prompt_);
   }

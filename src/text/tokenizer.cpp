@@ -12,6 +12,9 @@
 namespace plait {
 namespace {
 
+// The memory that a longer text needed is not kept for later ones.
+constexpr size_t kLongText_bytes = 1 << 20;
+
 // Everything that one encode() needs and a later one can use again.
 struct Scratch {
   PreTokenizerScratch pre_tokenizer;
@@ -60,6 +63,11 @@ std::vector<AddedToken> normalized_tokens(const TokenizerParts& parts) {
   return tokens;
 }
 
+bool is_file(const std::filesystem::path& path) {
+  std::error_code error;
+  return std::filesystem::is_regular_file(path, error);
+}
+
 Result<std::string> read_text_file(const std::filesystem::path& path) {
   std::error_code error;
   const uintmax_t size = std::filesystem::file_size(path, error);
@@ -73,8 +81,7 @@ Result<std::string> read_text_file(const std::filesystem::path& path) {
 }
 
 Result<std::string> read_if_exists(const std::filesystem::path& path) {
-  if (!std::filesystem::exists(path)) return std::string();
-  return read_text_file(path);
+  return is_file(path) ? read_text_file(path) : std::string();
 }
 
 // tokenizer_config.json; an empty text counts as an empty object.
@@ -112,10 +119,10 @@ Result<Tokenizer> Tokenizer::load(const std::filesystem::path& folder) {
   PLAIT_ASSIGN_OR_RETURN(const boost::json::object config, located(config_path.string(), parse_config(config_json)));
 
   TokenizerParts parts;
-  if (std::filesystem::exists(json_path)) {
+  if (is_file(json_path)) {
     PLAIT_ASSIGN_OR_RETURN(const std::string text, read_text_file(json_path));
     PLAIT_ASSIGN_OR_RETURN(parts, located(json_path.string(), read_tokenizer_json(text)));
-  } else if (std::filesystem::exists(ranks_path)) {
+  } else if (is_file(ranks_path)) {
     PLAIT_ASSIGN_OR_RETURN(const std::string text, read_text_file(ranks_path));
     PLAIT_ASSIGN_OR_RETURN(parts, located(ranks_path.string(), read_tiktoken(text, config)));
   } else {
@@ -182,7 +189,7 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special_t
     scratch->parts.push_back(text);
   }
   for (size_t i = 0; i < scratch->parts.size(); ++i) state_->encode_part(scratch->parts[i], *scratch, ids);
-  state_->pool.give_back(std::move(scratch));
+  if (text.size() <= kLongText_bytes) state_->pool.give_back(std::move(scratch));
   if (add_special_tokens) ids.insert(ids.end(), parts.suffix.begin(), parts.suffix.end());
   return ids;
 }

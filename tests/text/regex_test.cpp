@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "tests/text/random_text.h"
 #include "text/regex_syntax.h"
 
 namespace plait {
@@ -111,6 +112,18 @@ TEST(Regex, TrailingBlanksAreFoundInLinearTime) {
   RegexScratch scratch;
   const std::string text = std::string(2'000'000, ' ') + "1";
   EXPECT_NE(Regex::compile(R"(\s+$)")->find(text, 0, scratch).outcome, RegexOutcome::kFound);
+}
+
+// The form that makes it so means the same: "[\\s]+$" is not rewritten.
+TEST(Regex, TheLinearFormFindsTheSame) {
+  RandomText random(13);
+  constexpr int kTexts = 20'000;
+  for (int i = 0; i < kTexts; ++i) {
+    std::string text;
+    for (size_t n = random.below(12); n > 0; --n) text += std::string_view(" \n\tab")[random.below(5)];
+    ASSERT_EQ(matches(R"(\s+$)", text), matches(R"([\s]+$)", text)) << text;
+  }
+  std::printf("%d texts\n", kTexts);
 }
 
 TEST(Regex, Literals) {

@@ -219,8 +219,8 @@ void pack_row(const float* x, int64_t inputs, int64_t padded_in, Activation, int
 }
 
 // Sums, the weights of one step, one or two registers for x; e4m3 keeps five tables and masks and needs some to work.
-constexpr int kMaxSingleRows = 22;
-constexpr int kMaxPairTileRows = 14;
+constexpr int kMaxSingleRows = kFewSizes ? 3 : 22;
+constexpr int kMaxPairTileRows = kFewSizes ? 2 : 14;
 constexpr int pair_panels(int rows) {
   return rows <= 6 ? 4 : rows <= kMaxPairTileRows ? 2 : 1;
 }

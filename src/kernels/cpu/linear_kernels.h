@@ -19,6 +19,19 @@ namespace plait::kernels {
 
 constexpr int kMaxTileRows = 28;
 
+// Instrumented kernels take minutes to compile; a few sizes run the same code.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kFewSizes = true;
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+constexpr bool kFewSizes = true;
+#else
+constexpr bool kFewSizes = false;
+#endif
+#else
+constexpr bool kFewSizes = false;
+#endif
+
 // What kernels read: the formats of PackedMatrix, and kF8Block panels whose values were decoded beforehand. Those look
 // like kF8Block with every e4m3 value replaced by `decoded_bytes` as the kernels compute with it.
 constexpr int kPanelForms = 4;

@@ -281,8 +281,8 @@ void pack_row(const float* x, int64_t inputs, int64_t padded_in, Activation acti
 
 // With 32 registers a tile of one panel can have so many rows that its multiply-adds outlast the arrival of the weights
 // from memory; with two panels it needs half the loads of x.
-constexpr int kMaxSingleRows = kRegisters == 32 ? 25 : HWY_MAX(1, (kRegisters - 2) / kParts - 2);
-constexpr int kMaxTileRowsHere = kRegisters == 32 ? 13 : kMaxSingleRows;
+constexpr int kMaxSingleRows = kFewSizes ? 3 : kRegisters == 32 ? 25 : HWY_MAX(1, (kRegisters - 2) / kParts - 2);
+constexpr int kMaxTileRowsHere = kFewSizes ? 2 : kRegisters == 32 ? 13 : kMaxSingleRows;
 
 // Registers: the sums, the weights in use of every panel, one or two for x.
 constexpr int panels_for(int rows, int weight_registers) {

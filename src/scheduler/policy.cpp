@@ -34,11 +34,14 @@ int64_t logit_rows(const Sequence& sequence, int64_t rows) {
 
 int64_t PrefillBudget::take(const Sequence& sequence) {
   const int64_t without_logits = std::max<int64_t>(sequence.first_logit_position() - sequence.computed_tokens, 0);
-  int64_t taken = std::min(sequence.pending_tokens(), rows);
   // The one row that samples is always allowed; what needs bounding is the logits of whole prompts.
-  if (sequence.pending_tokens() > without_logits + 1) taken = std::min(taken, without_logits + logit_rows);
+  const bool wants_many = sequence.pending_tokens() > without_logits + 1;
+  int64_t taken = std::min(sequence.pending_tokens(), rows);
+  if (wants_many) {
+    taken = std::min(taken, without_logits + logit_rows);
+    logit_rows -= plait::logit_rows(sequence, taken);
+  }
   rows -= taken;
-  if (sequence.pending_tokens() > without_logits + 1) logit_rows -= plait::logit_rows(sequence, taken);
   return taken;
 }
 

@@ -242,7 +242,7 @@ TEST(Tokenizer, LongRunsTakeLittleTime) {
   for (const std::string& run : {std::string(" "), std::string("a"), std::string("\n"), std::string("!"),
                                  std::string("中"), std::string("<｜"), std::string("\u0301"), std::string("\0", 1)}) {
     std::string text;
-    while (text.size() < 1'000'000) text += run;
+    while (text.size() < 300'000) text += run;
     EXPECT_EQ(tokenizer.decode(tokenizer.encode(text, false), false), text);
   }
 }

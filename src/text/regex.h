@@ -1,9 +1,9 @@
 // Regular expressions of tokenizer files, matched by PCRE2 (just-in-time compiled where the machine allows it).
 //
 // A Regex is const once made: any thread may search with it, each with its own RegexScratch. Work per search is
-// bounded: a pattern that backtracks without end gives up instead. Properties of characters are those of PCRE2's Unicode
-// (14 in version 10.42, as in the libraries of the time when the published models were trained): younger characters
-// count as unassigned.
+// bounded: a pattern that backtracks without end gives up instead. Properties of characters are those of PCRE2's
+// Unicode (14 in version 10.42, as in the libraries of the time when the published models were trained): younger
+// characters count as unassigned.
 #pragma once
 
 #include <memory>

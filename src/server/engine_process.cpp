@@ -172,7 +172,13 @@ int run_engine_process(int descriptor, const EngineLoader& load) {
     if (!Reader(socket, scheduler).run()) _exit(1);
     scheduler.stop();
   });
-  scheduler.run();
+  try {
+    scheduler.run();
+  } catch (const std::exception& failure) {
+    // the front end starts another engine and sends it the unfinished requests
+    log::error("the engine failed: {}", failure.what());
+    _exit(1);
+  }
   reader.join();
   return 0;
 }

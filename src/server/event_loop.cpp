@@ -32,6 +32,10 @@ void EventLoop::stop() {
   state_->context.stop();
 }
 
+void EventLoop::restart() {
+  state_->context.restart();
+}
+
 void EventLoop::post(std::function<void()> task) {
   asio::post(state_->context, std::move(task));
 }

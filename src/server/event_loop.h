@@ -19,8 +19,9 @@ class EventLoop {
   explicit EventLoop(int helpers);
   ~EventLoop();
 
-  void run();   // until stop()
-  void stop();  // from any thread
+  void run();      // until stop()
+  void stop();     // from any thread
+  void restart();  // run() may be called again after stop()
 
   void post(std::function<void()> task);
   // `work` on a helper thread, then `done` on the loop.

@@ -124,13 +124,13 @@ class FieldReader {
     return values;
   }
 
+  void fail(const char* what);  // the caller found a violation itself
   // kCorrupt if a read failed or bytes are left over.
   Status status() const;
 
  private:
   bool take(size_t bytes);
   size_t count(size_t element_bytes);
-  void fail(const char* what);
 
   std::string_view rest_;
   std::string_view taken_;

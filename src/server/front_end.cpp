@@ -100,7 +100,6 @@ ApiStatus FrontEnd::submit(std::vector<std::unique_ptr<ClientSequence>>& sequenc
     new_rids.push_back(rid);
   }
 
-  const bool engine_ready = supervisor_.phase() == EnginePhase::kReady;
   const auto now = Ledger::Clock::now();
   for (size_t i = 0; i < sequences.size(); ++i) {
     ClientSequence& sequence = *sequences[i];
@@ -108,10 +107,9 @@ ApiStatus FrontEnd::submit(std::vector<std::unique_ptr<ClientSequence>>& sequenc
     const Request& request = sequence.request().request;
     routes_[request.id] = {receiver, i, sequence.request().rid};
     rids_.emplace(sequence.request().rid, request.id);
-    ledger_.add(request, engine_ready, now);
-    if (engine_ready) supervisor_.link().send(request);
+    ledger_.add(request, now);
   }
-  update_busy();
+  go_on();
   return {};
 }
 
@@ -132,8 +130,7 @@ void FrontEnd::abandon(RequestId id) {
   forget(id);
   ledger_.remove(id);
   supervisor_.link().send(AbortMessage{id});
-  try_next_suspect();
-  update_busy();
+  go_on();
 }
 
 void FrontEnd::abort(const std::string& rid) {
@@ -145,8 +142,7 @@ void FrontEnd::abort(const std::string& rid) {
     ledger_.remove(id);
     deliver(aborted(id, ErrorKind::kCancelled, "Aborted by /abort_request."));
   }
-  try_next_suspect();
-  update_busy();
+  go_on();
 }
 
 void FrontEnd::abort_all() {
@@ -161,7 +157,7 @@ void FrontEnd::fail_all(ErrorKind kind, const std::string& message) {
     ledger_.remove(id);
     deliver(aborted(id, kind, message));
   }
-  update_busy();
+  supervisor_.set_busy(ledger_.size() > 0);
 }
 
 void FrontEnd::deliver(RequestOutput&& output) {
@@ -181,16 +177,16 @@ void FrontEnd::on_outputs(std::vector<RequestOutput>&& outputs) {
   for (RequestOutput& output : outputs) {
     if (ledger_.record(output)) deliver(std::move(output));
   }
-  try_next_suspect();
-  update_busy();
+  go_on();
 }
 
-void FrontEnd::try_next_suspect() {
-  if (supervisor_.phase() != EnginePhase::kReady) return;
-  if (const auto suspect = ledger_.next_suspect(Ledger::Clock::now())) supervisor_.link().send(*suspect);
-}
-
-void FrontEnd::update_busy() {
+// Gives the engine what it may have, or watches the time limits while there is none.
+void FrontEnd::go_on() {
+  if (supervisor_.phase() == EnginePhase::kReady) {
+    for (const Request& request : ledger_.next(Ledger::Clock::now())) supervisor_.link().send(request);
+  } else {
+    sweep_deadlines();
+  }
   supervisor_.set_busy(ledger_.size() > 0);
 }
 
@@ -198,7 +194,9 @@ void FrontEnd::update_busy() {
 
 void FrontEnd::on_ready(const EngineInfo& info) {
   if (serving_) {
-    resume();
+    if (ledger_.size() > 0) log::info("{} unfinished requests go on", ledger_.size());
+    deliver_all(ledger_.expire(Ledger::Clock::now()));
+    go_on();
     return;
   }
   context_.context_tokens = std::min(info.context_tokens, info.kv_tokens);
@@ -213,26 +211,17 @@ void FrontEnd::on_ready(const EngineInfo& info) {
   });
 }
 
-void FrontEnd::resume() {
-  Ledger::Resumption resumption = ledger_.resume(Ledger::Clock::now());
-  if (!resumption.submit.empty()) log::info("{} unfinished requests go on", resumption.submit.size());
-  for (const Request& request : resumption.submit) supervisor_.link().send(request);
-  deliver_all(std::move(resumption.finished));
-  update_busy();
-}
-
 void FrontEnd::on_died() {
   metrics_.engine_died(supervisor_.load());
   auto flushes = std::exchange(flushes_, {});
   for (const auto& [ticket, done] : flushes) done(std::nullopt);
   deliver_all(ledger_.engine_died());
-  update_busy();
-  sweep_deadlines();
+  go_on();
 }
 
 // Without an engine nobody else looks at the time limits.
 void FrontEnd::sweep_deadlines() {
-  if (supervisor_.phase() == EnginePhase::kReady || ledger_.size() == 0) return;
+  if (supervisor_.phase() == EnginePhase::kReady || ledger_.size() == 0 || ended_) return;
   deliver_all(ledger_.expire(Ledger::Clock::now()));
   deadline_timer_.set(kDeadlineSweep, [this] { sweep_deadlines(); });
 }

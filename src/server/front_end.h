@@ -83,10 +83,8 @@ class FrontEnd {
   void deliver(RequestOutput&& output);
   void deliver_all(std::vector<RequestOutput>&& outputs);
   void fail_all(ErrorKind kind, const std::string& message);
-  void resume();
-  void try_next_suspect();
+  void go_on();
   void forget(RequestId id);
-  void update_busy();
   void sweep_deadlines();
   int64_t room_in_queue() const;
   void check_drained();

@@ -1,12 +1,14 @@
 #include "server/messages.h"
 
-#include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
+
+#include "base/json.h"
 
 namespace plait {
 namespace {
 
-// Each message lists its fields once, in `fields`; writing and reading walk the same list, so they cannot disagree.
+// Each message lists its fields once, in its describe function; writing and reading walk the same list, so they cannot
+// disagree. The structured bindings stop the compiler when a field is added to a struct and forgotten here.
 class Write {
  public:
   template <typename T>
@@ -36,6 +38,16 @@ class Write {
   void sequence(const std::vector<T>& values, size_t, Fields&& fields) {
     out.sequence(values, [&](const T& value) { fields(*this, value); });
   }
+  template <typename T, typename Fields>
+  void optional(const std::optional<T>& value, Fields&& fields) {
+    out.boolean(value.has_value());
+    if (value) fields(*this, *value);
+  }
+  void milliseconds(const std::optional<std::chrono::milliseconds>& value) {
+    optional(value, [](Write& io, const std::chrono::milliseconds& limit) { io.out.number<int64_t>(limit.count()); });
+  }
+  void json(const boost::json::object& value) { out.text(boost::json::serialize(value)); }
+
   FieldWriter out;
 };
 
@@ -73,10 +85,35 @@ class Read {
       return value;
     });
   }
+  template <typename T, typename Fields>
+  void optional(std::optional<T>& value, Fields&& fields) {
+    value.reset();
+    if (in.boolean()) fields(*this, value.emplace());
+  }
+  void milliseconds(std::optional<std::chrono::milliseconds>& value) {
+    optional(value, [](Read& io, std::chrono::milliseconds& limit) {
+      limit = std::chrono::milliseconds(io.in.number<int64_t>());
+    });
+  }
+  void json(boost::json::object& value) {
+    auto parsed = plait::json::parse_object(in.text());
+    if (parsed.has_error()) {
+      in.fail("a JSON object was expected");
+    } else {
+      value = std::move(parsed).value();
+    }
+  }
+
   FieldReader in;
 };
 
+template <typename IO, typename... Fields>
+void fields(IO& io, Fields&... values) {
+  (io(values), ...);
+}
+
 // Least sizes of sequence elements on the wire.
+constexpr size_t kLogitBiasBytes = 8;
 constexpr size_t kTokenLogprobBytes = 8;
 constexpr size_t kOutputTokenBytes = 4 + 4 + 8 + 8;
 constexpr size_t kPromptLogprobBytes = 4 + 1 + 8 + 8;
@@ -84,298 +121,195 @@ constexpr size_t kRequestOutputBytes = 8 + 8 + 8 + 8 + 1;
 
 template <typename IO, typename M>
 void describe_token_logprobs(IO& io, M& values) {
-  io.sequence(values, kTokenLogprobBytes, [](auto& element_io, auto& value) {
-    element_io(value.id);
-    element_io(value.logprob);
-  });
+  io.sequence(values, kTokenLogprobBytes,
+              [](auto& element_io, auto& value) { fields(element_io, value.id, value.logprob); });
 }
 
 template <typename IO, typename M>
 void describe_sampling(IO& io, M& m) {
-  io(m.temperature);
-  io(m.top_p);
-  io(m.top_k);
-  io(m.min_p);
-  io(m.frequency_penalty);
-  io(m.presence_penalty);
-  io(m.repetition_penalty);
-  io.sequence(m.logit_bias, 8, [](auto& element_io, auto& pair) {
-    element_io(pair.first);
-    element_io(pair.second);
-  });
-  io(m.seed);
-  io(m.max_new_tokens);
-  io(m.min_new_tokens);
-  io(m.stop_token_ids);
-  io(m.ignore_eos);
+  auto& [temperature, top_p, top_k, min_p, frequency_penalty, presence_penalty, repetition_penalty, logit_bias, seed,
+         max_new_tokens, min_new_tokens, stop_token_ids, ignore_eos] = m;
+  fields(io, temperature, top_p, top_k, min_p, frequency_penalty, presence_penalty, repetition_penalty);
+  io.sequence(logit_bias, kLogitBiasBytes,
+              [](auto& element_io, auto& bias) { fields(element_io, bias.first, bias.second); });
+  fields(io, seed, max_new_tokens, min_new_tokens, stop_token_ids, ignore_eos);
 }
 
 template <typename IO, typename M>
 void describe_request(IO& io, M& m) {
-  io(m.id);
-  io(m.prompt_ids);
-  io(m.output_ids);
-  describe_sampling(io, m.sampling);
-  io(m.eos_token_ids);
-  io(m.priority);
-  io(m.return_logprob);
-  io(m.logprob_start);
-  io(m.top_logprobs);
-  io(m.logprob_ids);
+  auto& [id, prompt_ids, output_ids, sampling, eos_token_ids, priority, return_logprob, logprob_start, top_logprobs,
+         logprob_ids, time_limit] = m;
+  fields(io, id, prompt_ids, output_ids);
+  describe_sampling(io, sampling);
+  fields(io, eos_token_ids, priority, return_logprob, logprob_start, top_logprobs, logprob_ids);
+  io.milliseconds(time_limit);
 }
 
 template <typename IO, typename M>
 void describe_load(IO& io, M& m) {
-  io(m.running);
-  io(m.queued);
-  io(m.kv_tokens);
-  io(m.kv_used_tokens);
-  io(m.kv_evictable_tokens);
-  io(m.steps);
-  io(m.prompt_tokens);
-  io(m.cached_prompt_tokens);
-  io(m.generated_tokens);
-  io(m.retractions);
-  io(m.aborted);
-  io(m.generation_rate);
+  auto& [running, queued, kv_tokens, kv_used_tokens, kv_evictable_tokens, steps, prompt_tokens, cached_prompt_tokens,
+         generated_tokens, retractions, aborted, generation_rate] = m;
+  fields(io, running, queued, kv_tokens, kv_used_tokens, kv_evictable_tokens, steps, prompt_tokens,
+         cached_prompt_tokens, generated_tokens, retractions, aborted, generation_rate);
 }
 
 template <typename IO, typename M>
 void describe_finish(IO& io, M& m) {
-  io.enumerator(m.kind, FinishKind::kAbort);
-  io(m.matched_token);
-  io.enumerator(m.error, ErrorKind::kInternal);
-  io(m.message);
+  auto& [kind, matched_token, error, message] = m;
+  io.enumerator(kind, FinishKind::kAbort);
+  io(matched_token);
+  io.enumerator(error, ErrorKind::kInternal);
+  io(message);
 }
 
 template <typename IO, typename M>
 void describe_output(IO& io, M& m) {
-  io(m.id);
-  io.sequence(m.tokens, kOutputTokenBytes, [](auto& element_io, auto& token) {
-    element_io(token.id);
-    element_io(token.logprob);
+  auto& [id, tokens, prompt_logprobs, cached_tokens, finish] = m;
+  io(id);
+  io.sequence(tokens, kOutputTokenBytes, [](auto& element_io, auto& token) {
+    fields(element_io, token.id, token.logprob);
     describe_token_logprobs(element_io, token.top);
     describe_token_logprobs(element_io, token.requested);
   });
-  io.sequence(m.prompt_logprobs, kPromptLogprobBytes, [](auto& element_io, auto& position) {
-    element_io(position.id);
-    element_io(position.logprob);
+  io.sequence(prompt_logprobs, kPromptLogprobBytes, [](auto& element_io, auto& position) {
+    fields(element_io, position.id, position.logprob);
     describe_token_logprobs(element_io, position.top);
     describe_token_logprobs(element_io, position.requested);
   });
-  io(m.cached_tokens);
+  io(cached_tokens);
+  io.optional(finish, [](auto& element_io, auto& value) { describe_finish(element_io, value); });
 }
 
 template <typename IO, typename M>
 void describe_engine_options(IO& io, M& m) {
-  io(m.model_path);
-  io(m.dummy_weights);
-  io(m.dtype);
-  io.enumerator(m.implementation, kernels::Implementation::kFast);
-  io(m.threads);
-  io(m.page_tokens);
-  io(m.mem_fraction_static);
-  io(m.max_total_tokens);
-  io(m.max_running_requests);
-  io(m.chunked_prefill_tokens);
-  io(m.context_tokens);
+  auto& [model_path, config_overrides, dummy_weights, dtype, implementation, threads, page_tokens, mem_fraction_static,
+         max_total_tokens, max_running_requests, chunked_prefill_tokens, context_tokens] = m;
+  io(model_path);
+  io.json(config_overrides);
+  fields(io, dummy_weights, dtype);
+  io.enumerator(implementation, kernels::Implementation::kFast);
+  fields(io, threads, page_tokens, mem_fraction_static, max_total_tokens, max_running_requests, chunked_prefill_tokens,
+         context_tokens);
 }
 
 template <typename IO, typename M>
 void describe_scheduler_options(IO& io, M& m) {
-  io(m.max_running_requests);
-  io(m.max_queued_requests);
-  io(m.chunked_prefill_tokens);
-  io(m.radix_cache);
-  io.enumerator(m.policy, SchedulePolicy::kPriority);
-  io(m.context_tokens);
+  auto& [max_running_requests, max_queued_requests, chunked_prefill_tokens, prompt_logprob_rows, radix_cache, policy,
+         conservativeness, context_tokens] = m;
+  fields(io, max_running_requests, max_queued_requests, chunked_prefill_tokens, prompt_logprob_rows, radix_cache);
+  io.enumerator(policy, SchedulePolicy::kPriority);
+  fields(io, conservativeness, context_tokens);
 }
 
 template <typename IO, typename M>
 void describe_info(IO& io, M& m) {
-  io(m.vocab_size);
-  io(m.context_tokens);
-  io(m.kv_tokens);
-  io(m.kv_bytes);
-  io(m.weight_bytes);
-  io(m.page_tokens);
-  io(m.start_seconds);
+  auto& [vocab_size, context_tokens, kv_tokens, kv_bytes, weight_bytes, page_tokens, start_seconds] = m;
+  fields(io, vocab_size, context_tokens, kv_tokens, kv_bytes, weight_bytes, page_tokens, start_seconds);
 }
+
+template <typename M, typename Describe>
+Result<std::string> encode_with(const M& message, FrameKind kind, Describe&& describe) {
+  Write write;
+  describe(write, message);
+  return std::move(write.out).finish(kind);
+}
+
+template <typename M, typename Describe>
+Result<M> decode_with(std::string_view payload, Describe&& describe) {
+  Read read(payload);
+  M message;
+  describe(read, message);
+  PLAIT_RETURN_IF_ERROR(read.in.status());
+  return message;
+}
+
+constexpr auto kOptions = [](auto& io, auto& m) {
+  describe_engine_options(io, m.engine);
+  describe_scheduler_options(io, m.scheduler);
+  io(m.log_level);
+};
+constexpr auto kRequest = [](auto& io, auto& m) { describe_request(io, m); };
+constexpr auto kAbort = [](auto& io, auto& m) { io(m.id); };
+constexpr auto kFlushCache = [](auto& io, auto& m) { io(m.ticket); };
+constexpr auto kFlushed = [](auto& io, auto& m) { fields(io, m.ticket, m.flushed); };
+constexpr auto kProgress = [](auto& io, auto& m) { io(m.phase); };
+constexpr auto kInfo = [](auto& io, auto& m) { describe_info(io, m); };
+constexpr auto kFailed = [](auto& io, auto& m) {
+  io.enumerator(m.kind, ErrorKind::kInternal);
+  io(m.message);
+};
+constexpr auto kLoad = [](auto& io, auto& m) { describe_load(io, m); };
+constexpr auto kOutputs = [](auto& io, auto& m) {
+  io.sequence(m.outputs, kRequestOutputBytes,
+              [](auto& element_io, auto& output) { describe_output(element_io, output); });
+  describe_load(io, m.load);
+};
 
 }  // namespace
 
 Result<std::string> encode(const EngineProcessOptions& message) {
-  Write write;
-  describe_engine_options(write, message.engine);
-  write(boost::json::serialize(message.engine.config_overrides));
-  describe_scheduler_options(write, message.scheduler);
-  write(message.log_level);
-  return std::move(write.out).finish(FrameKind::kOptions);
+  return encode_with(message, FrameKind::kOptions, kOptions);
+}
+Result<std::string> encode(const Request& message) {
+  return encode_with(message, FrameKind::kSubmit, kRequest);
+}
+Result<std::string> encode(const AbortMessage& message) {
+  return encode_with(message, FrameKind::kAbort, kAbort);
+}
+Result<std::string> encode(const FlushCacheMessage& message) {
+  return encode_with(message, FrameKind::kFlushCache, kFlushCache);
+}
+Result<std::string> encode(const FlushedMessage& message) {
+  return encode_with(message, FrameKind::kFlushed, kFlushed);
+}
+Result<std::string> encode(const ProgressMessage& message) {
+  return encode_with(message, FrameKind::kProgress, kProgress);
+}
+Result<std::string> encode(const EngineInfo& message) {
+  return encode_with(message, FrameKind::kReady, kInfo);
+}
+Result<std::string> encode(const FailedMessage& message) {
+  return encode_with(message, FrameKind::kFailed, kFailed);
+}
+Result<std::string> encode(const OutputsMessage& message) {
+  return encode_with(message, FrameKind::kOutputs, kOutputs);
+}
+Result<std::string> encode(const SchedulerLoad& message) {
+  return encode_with(message, FrameKind::kLoad, kLoad);
+}
+Result<std::string> encode_shutdown() {
+  return FieldWriter().finish(FrameKind::kShutdown);
 }
 
 Result<EngineProcessOptions> decode_options(std::string_view payload) {
-  Read read(payload);
-  EngineProcessOptions message;
-  std::string overrides;
-  describe_engine_options(read, message.engine);
-  read(overrides);
-  describe_scheduler_options(read, message.scheduler);
-  read(message.log_level);
-  PLAIT_RETURN_IF_ERROR(read.in.status());
-  boost::system::error_code problem;
-  const boost::json::value value = boost::json::parse(overrides, problem);
-  if (problem || !value.is_object()) return corrupt("broken frame: the configuration overrides are not a JSON object");
-  message.engine.config_overrides = value.get_object();
-  return message;
+  return decode_with<EngineProcessOptions>(payload, kOptions);
 }
-
-Result<std::string> encode(const Request& message) {
-  Write write;
-  describe_request(write, message);
-  write(message.time_limit ? std::optional<int64_t>(message.time_limit->count()) : std::nullopt);
-  return std::move(write.out).finish(FrameKind::kSubmit);
-}
-
 Result<Request> decode_submit(std::string_view payload) {
-  Read read(payload);
-  Request message;
-  std::optional<int64_t> limit_ms;
-  describe_request(read, message);
-  read(limit_ms);
-  if (limit_ms) message.time_limit = std::chrono::milliseconds(*limit_ms);
-  PLAIT_RETURN_IF_ERROR(read.in.status());
-  return message;
+  return decode_with<Request>(payload, kRequest);
 }
-
-Result<std::string> encode(const AbortMessage& message) {
-  Write write;
-  write(message.id);
-  return std::move(write.out).finish(FrameKind::kAbort);
-}
-
 Result<AbortMessage> decode_abort(std::string_view payload) {
-  Read read(payload);
-  AbortMessage message;
-  read(message.id);
-  PLAIT_RETURN_IF_ERROR(read.in.status());
-  return message;
+  return decode_with<AbortMessage>(payload, kAbort);
 }
-
-Result<std::string> encode(const FlushCacheMessage& message) {
-  Write write;
-  write(message.ticket);
-  return std::move(write.out).finish(FrameKind::kFlushCache);
-}
-
 Result<FlushCacheMessage> decode_flush_cache(std::string_view payload) {
-  Read read(payload);
-  FlushCacheMessage message;
-  read(message.ticket);
-  PLAIT_RETURN_IF_ERROR(read.in.status());
-  return message;
+  return decode_with<FlushCacheMessage>(payload, kFlushCache);
 }
-
-Result<std::string> encode(const FlushedMessage& message) {
-  Write write;
-  write(message.ticket);
-  write(message.flushed);
-  return std::move(write.out).finish(FrameKind::kFlushed);
-}
-
 Result<FlushedMessage> decode_flushed(std::string_view payload) {
-  Read read(payload);
-  FlushedMessage message;
-  read(message.ticket);
-  read(message.flushed);
-  PLAIT_RETURN_IF_ERROR(read.in.status());
-  return message;
+  return decode_with<FlushedMessage>(payload, kFlushed);
 }
-
-Result<std::string> encode(const ProgressMessage& message) {
-  Write write;
-  write(message.phase);
-  return std::move(write.out).finish(FrameKind::kProgress);
-}
-
 Result<ProgressMessage> decode_progress(std::string_view payload) {
-  Read read(payload);
-  ProgressMessage message;
-  read(message.phase);
-  PLAIT_RETURN_IF_ERROR(read.in.status());
-  return message;
+  return decode_with<ProgressMessage>(payload, kProgress);
 }
-
-Result<std::string> encode(const EngineInfo& message) {
-  Write write;
-  describe_info(write, message);
-  return std::move(write.out).finish(FrameKind::kReady);
-}
-
 Result<EngineInfo> decode_ready(std::string_view payload) {
-  Read read(payload);
-  EngineInfo message;
-  describe_info(read, message);
-  PLAIT_RETURN_IF_ERROR(read.in.status());
-  return message;
+  return decode_with<EngineInfo>(payload, kInfo);
 }
-
-Result<std::string> encode(const FailedMessage& message) {
-  Write write;
-  write.enumerator(message.kind, ErrorKind::kInternal);
-  write(message.message);
-  return std::move(write.out).finish(FrameKind::kFailed);
-}
-
 Result<FailedMessage> decode_failed(std::string_view payload) {
-  Read read(payload);
-  FailedMessage message;
-  read.enumerator(message.kind, ErrorKind::kInternal);
-  read(message.message);
-  PLAIT_RETURN_IF_ERROR(read.in.status());
-  return message;
+  return decode_with<FailedMessage>(payload, kFailed);
 }
-
-Result<std::string> encode(const OutputsMessage& message) {
-  Write write;
-  write.sequence(message.outputs, kRequestOutputBytes, [](auto& io, auto& output) {
-    describe_output(io, output);
-    io(output.finish.has_value());
-    if (output.finish) describe_finish(io, *output.finish);
-  });
-  describe_load(write, message.load);
-  return std::move(write.out).finish(FrameKind::kOutputs);
-}
-
 Result<OutputsMessage> decode_outputs(std::string_view payload) {
-  Read read(payload);
-  OutputsMessage message;
-  read.sequence(message.outputs, kRequestOutputBytes, [](auto& io, auto& output) {
-    describe_output(io, output);
-    bool finished = false;
-    io(finished);
-    if (finished) describe_finish(io, output.finish.emplace());
-  });
-  describe_load(read, message.load);
-  PLAIT_RETURN_IF_ERROR(read.in.status());
-  return message;
+  return decode_with<OutputsMessage>(payload, kOutputs);
 }
-
-Result<std::string> encode(const SchedulerLoad& message) {
-  Write write;
-  describe_load(write, message);
-  return std::move(write.out).finish(FrameKind::kLoad);
-}
-
 Result<SchedulerLoad> decode_load(std::string_view payload) {
-  Read read(payload);
-  SchedulerLoad message;
-  describe_load(read, message);
-  PLAIT_RETURN_IF_ERROR(read.in.status());
-  return message;
-}
-
-Result<std::string> encode_shutdown() {
-  return FieldWriter().finish(FrameKind::kShutdown);
+  return decode_with<SchedulerLoad>(payload, kLoad);
 }
 
 }  // namespace plait

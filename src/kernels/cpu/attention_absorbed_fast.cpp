@@ -14,7 +14,7 @@ constexpr int64_t kHeadGroup = 32;                 // heads that share one conve
 constexpr int64_t kTokensAtOnce = 16;              // of a tile, converted and scored while they are in the cache
 constexpr int64_t kPartitionTokens = 512;          // the least; a multiple of kKeyTileTokens
 constexpr int64_t kMaxPartitions = 32;             // of one query; longer ones have longer partitions
-constexpr int64_t kWaveFloats = int64_t{4} << 20;  // partial results that are alive at once
+constexpr int64_t kWaveFloats = int64_t{4} << 20;  // packed queries and partial results at once
 static_assert(kPartitionTokens % kKeyTileTokens == 0 && kKeyTileTokens % kTokensAtOnce == 0);
 
 // A function of the query's own position only.
@@ -60,10 +60,11 @@ class AbsorbedAttention {
   size_t run_wave(std::span<Query> rest) {
     tasks_.clear();
     size_t count = 0;
+    int64_t floats = 0;
     for (; count < rest.size(); ++count) {
       Query& query = rest[count];
-      const int64_t more = groups_ * query.partitions();
-      if (count > 0 && (std::ssize(tasks_) + more) * partial_floats() > kWaveFloats) break;
+      floats += groups_ * (query_floats() + query.partitions() * partial_floats());
+      if (count > 0 && floats > kWaveFloats) break;
       query.first_partial = std::ssize(tasks_);
       for (int64_t group = 0; group < groups_; ++group)
         for (int64_t partition = 0; partition < query.partitions(); ++partition)

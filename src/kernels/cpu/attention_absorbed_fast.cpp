@@ -28,7 +28,7 @@ struct Query {
   const AttentionSpan* span = nullptr;
   int64_t token = 0;  // row of the step
   int64_t position = 0;
-  int64_t first_partial = 0;  // of head group 0
+  int64_t first_partial = 0;  // of [partitions, groups]
   int64_t partitions() const { return position / partition_tokens(position) + 1; }
 };
 
@@ -66,8 +66,8 @@ class AbsorbedAttention {
       floats += groups_ * (query_floats() + query.partitions() * partial_floats());
       if (count > 0 && floats > kWaveFloats) break;
       query.first_partial = std::ssize(tasks_);
-      for (int64_t group = 0; group < groups_; ++group)
-        for (int64_t partition = 0; partition < query.partitions(); ++partition)
+      for (int64_t partition = 0; partition < query.partitions(); ++partition)
+        for (int64_t group = 0; group < groups_; ++group)
           tasks_.push_back({static_cast<int64_t>(count), group, partition});
     }
     wave_ = rest.first(count);
@@ -219,11 +219,11 @@ class AbsorbedAttention {
 
   void merge_head(const Query& query, int64_t head) const {
     const int64_t group = head / kHeadGroup, h = head % kHeadGroup;
-    const int64_t first = query.first_partial + group * query.partitions();
+    const int64_t first = query.first_partial + group;
     const Partial seen = partial(first);
     float* values = seen.values + h * value_width_;
     for (int64_t i = 1; i < query.partitions(); ++i) {
-      const Partial next = partial(first + i);
+      const Partial next = partial(first + i * groups_);
       kernels_.merge(next.maximum[h], next.sum[h], next.values + h * value_width_, seen.maximum[h], seen.sum[h], values,
                      value_width_);
     }

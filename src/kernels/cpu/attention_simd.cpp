@@ -52,7 +52,7 @@ void store_row(const float* row, int64_t width, DType dtype, std::byte* out) {
   for (; i < width; ++i) to[i] = BFloat16(row[i]).bits;
 }
 
-// ---- Products of rows with rows -------------------------------------------------------------------------------------
+// -- Products of rows with rows --
 
 constexpr int kDotTokens = 4;
 constexpr int kDotPrefetchLines = 4;  // per block
@@ -108,7 +108,7 @@ void dot(const DotCall& call) {
   }
 }
 
-// ---- Softmax --------------------------------------------------------------------------------------------------------
+// -- Softmax --
 
 float exp_of_one(float x) {
   return hn::GetLane(exp_non_positive(hn::Set(kFloats, x)));
@@ -181,8 +181,7 @@ void softmax_columns(const SoftmaxCall& call) {
   }
 }
 
-// ---- Products of rows with a matrix
-// -----------------------------------------------------------------------------------
+// -- Products of rows with a matrix --
 
 constexpr int kWideVectors = 2;
 constexpr int kWideRows = kRegisters == 32 ? 8 : 6;
@@ -291,8 +290,7 @@ void product(const ProductCall& call) {
   }
 }
 
-// ---- Results
-// ----------------------------------------------------------------------------------------------------------
+// -- Results --
 
 void merge(float other_maximum, float other_sum, const float* other, float& maximum, float& sum, float* values,
            int64_t columns) {

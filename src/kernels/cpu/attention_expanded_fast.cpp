@@ -5,7 +5,9 @@
 namespace plait::kernels::fast {
 namespace {
 
-constexpr int64_t kQueryBlock = 32;                   // rows of one task
+constexpr int64_t kMaxQueryBlock = 128;               // rows of one task: enough to pay for reading the tiles
+constexpr int64_t kMinQueryBlock = 16;                // where threads would have nothing to do otherwise
+constexpr int64_t kTokensAtOnce = 16;                 // of the conversion to float32
 constexpr int64_t kStretchFloats = int64_t{4} << 20;  // expanded keys and values that are alive at once
 
 class ExpandedAttention {
@@ -39,14 +41,16 @@ class ExpandedAttention {
     std::fill_n(maximum_, span.row_count * q_.heads, -std::numeric_limits<float>::infinity());
     std::fill_n(sum_, span.row_count * q_.heads, 0.0f);
 
-    const int64_t blocks = (span.row_count + kQueryBlock - 1) / kQueryBlock;
+    const int64_t query_block = query_block_for(span.row_count);
+    const int64_t blocks = (span.row_count + query_block - 1) / query_block;
     for (int64_t first = 0; first < length; first += stretch) {
       const int64_t tokens = std::min(stretch, length - first);
       expand(span, first, tokens);
       // Late blocks see most; they go first, so that the loop ends evenly.
       context_.pool->parallel_for(blocks * q_.heads, 1, [&](int64_t begin, int64_t end, int member) {
         for (int64_t i = begin; i < end; ++i)
-          run_block(span, blocks - 1 - i / q_.heads, i % q_.heads, first, tokens, scratch_ + member * scratch_floats());
+          run_block(span, (blocks - 1 - i / q_.heads) * query_block, query_block, i % q_.heads, first, tokens,
+                    scratch_ + member * scratch_floats());
       });
     }
   }
@@ -63,15 +67,21 @@ class ExpandedAttention {
     float* begin = tiles_ + (index * q_.heads + head) * tile_floats();
     return {begin, begin + q_.width * kKeyStride};
   }
-  int64_t scratch_floats() const { return kQueryBlock * (query_stride_ + value_stride_ + kKeyTileTokens); }
+  int64_t query_block_for(int64_t rows) const {
+    int64_t block = kMaxQueryBlock;
+    while (block > kMinQueryBlock && (rows + block - 1) / block * q_.heads < 4 * context_.pool->size()) block /= 2;
+    return block;
+  }
+  int64_t scratch_floats() const { return kMaxQueryBlock * (query_stride_ + value_stride_ + kKeyTileTokens); }
 
   // Fills the tiles of tokens [first, first + tokens).
   void expand(const AttentionSpan& span, int64_t first, int64_t tokens) {
     const int64_t row_width = cache_.row_width();
-    context_.pool->parallel_for(tokens, 16, [&](int64_t begin, int64_t end, int) {
+    context_.pool->parallel_for(tokens, kTokensAtOnce, [&](int64_t begin, int64_t end, int) {
+      const std::byte* rows[kTokensAtOnce];
+      cached_rows(cache_, span.pages, first + begin, end - begin, rows);
       for (int64_t j = begin; j < end; ++j)
-        kernels_.load_row(cached_row(cache_, span.pages, first + j), cache_.dtype, row_width, latents_ + j * row_width,
-                          row_width);
+        kernels_.load_row(rows[j - begin], cache_.dtype, row_width, latents_ + j * row_width, row_width);
     });
     linear(context_, ConstRows(latents_, tokens, cache_.latent_width, row_width), kv_b_,
            Rows(expanded_, tokens, kv_b_.out_features()));
@@ -108,15 +118,15 @@ class ExpandedAttention {
     }
   }
 
-  // One head of kQueryBlock rows over the tiles of tokens [first, first + tokens).
-  void run_block(const AttentionSpan& span, int64_t block, int64_t head, int64_t first, int64_t tokens,
-                 float* scratch) const {
-    const int64_t row = block * kQueryBlock, rows = std::min(kQueryBlock, span.row_count - row);
+  // One head of `query_block` rows from `row` on over the tiles of tokens [first, first + tokens).
+  void run_block(const AttentionSpan& span, int64_t row, int64_t query_block, int64_t head, int64_t first,
+                 int64_t tokens, float* scratch) const {
+    const int64_t rows = std::min(query_block, span.row_count - row);
     const int64_t position = span.first_position + row;  // of the first row
     if (position + rows - 1 < first) return;
-    float* queries = scratch;                               // [rows, query_stride]
-    float* values = queries + kQueryBlock * query_stride_;  // [rows, value_stride]
-    float* scores = values + kQueryBlock * value_stride_;   // [rows, kKeyTileTokens]
+    float* queries = scratch;                                  // [rows, query_stride]
+    float* values = queries + kMaxQueryBlock * query_stride_;  // [rows, value_stride]
+    float* scores = values + kMaxQueryBlock * value_stride_;   // [rows, kKeyTileTokens]
     for (int64_t i = 0; i < rows; ++i) {
       const float* q = q_.at(span.row_begin + row + i, head);
       std::transform(q, q + q_.width, queries + i * query_stride_, [&](float value) { return value * scale_; });
@@ -130,36 +140,37 @@ class ExpandedAttention {
     for (int64_t begin = first; begin < std::min(first + tokens, position + rows); begin += kKeyTileTokens) {
       const Tile keys = tile((begin - first) / kKeyTileTokens, head);
       const int64_t end = std::min(begin + kKeyTileTokens, first + tokens);
-      int32_t visible[kQueryBlock];
-      for (int64_t i = 0; i < rows; ++i)
-        visible[i] = static_cast<int32_t>(std::clamp<int64_t>(position + i + 1 - begin, 0, end - begin));
-      kernels_.product({.a = queries,
+      const int64_t blind = std::max<int64_t>(begin - position, 0);  // rows that see nothing of this tile
+      int32_t visible[kMaxQueryBlock];
+      for (int64_t i = blind; i < rows; ++i) visible[i] = static_cast<int32_t>(std::min(position + i + 1, end) - begin);
+      kernels_.product({.a = queries + blind * query_stride_,
                         .a_stride = query_stride_,
-                        .rows = rows,
+                        .rows = rows - blind,
                         .b = keys.keys,
                         .b_stride = kKeyStride,
                         .depth = q_.width,
                         .c = scores,
                         .c_stride = kKeyTileTokens,
                         .columns = kKeyTileTokens});
-      kernels_.softmax({.scores = scores,
-                        .rows = rows,
-                        .visible = visible,
-                        .maximum = maximum,
-                        .sum = sum,
-                        .sums_of_values = values,
-                        .stride = value_stride_,
-                        .columns = value_stride_});
+      kernels_.softmax_rows({.scores = scores,
+                             .score_stride = kKeyTileTokens,
+                             .rows = rows - blind,
+                             .visible = visible + blind,
+                             .maximum = maximum + blind,
+                             .sum = sum + blind,
+                             .values = values + blind * value_stride_,
+                             .value_stride = value_stride_,
+                             .value_width = padded_width(out_.width)});
       kernels_.product({.a = scores,
                         .a_stride = kKeyTileTokens,
-                        .rows = rows,
+                        .rows = rows - blind,
                         .b = keys.values,
                         .b_stride = value_stride_,
                         .depth = kKeyTileTokens,
-                        .visible = visible,
-                        .c = values,
+                        .visible = visible + blind,
+                        .c = values + blind * value_stride_,
                         .c_stride = value_stride_,
-                        .columns = (out_.width + kPad - 1) / kPad * kPad,
+                        .columns = padded_width(out_.width),
                         .accumulate = true});
     }
     for (int64_t i = std::max<int64_t>(first - position, 0); i < rows; ++i) {  // earlier rows were finished before

@@ -52,11 +52,12 @@ void store_row(const float* row, int64_t width, DType dtype, std::byte* out) {
   for (; i < width; ++i) to[i] = BFloat16(row[i]).bits;
 }
 
-// ---- Products of rows with rows -------------------------------------------------------------------------------------
+// -- Products of rows with rows --
 
 constexpr int kDotTokens = 4;
+constexpr int kDotPrefetchLines = 4;  // per block
 constexpr int kDotRows = kRegisters == 32 ? 4 : 2;
-static_assert(kKeyTileTokens % kDotTokens == 0 && kDotRows * kDotTokens % kLanes == 0);
+static_assert(kDotRows * kDotTokens % kLanes == 0);
 
 // Lane i of the result is the sum over lanes of vectors[i], added as a balanced tree.
 template <int kCount>
@@ -89,29 +90,25 @@ HWY_INLINE void dot_block(const float* const* q, const float* const* keys, int64
 }
 
 void dot(const DotCall& call) {
-  // Queries of 8 rows stay in the first-level cache while the tile streams past.
-  constexpr int64_t kResidentRows = 8;
   HWY_ALIGN float block[kDotRows * kDotTokens];
-  for (int64_t resident = 0; resident < call.rows; resident += kResidentRows) {
-    const int64_t rows_end = std::min(resident + kResidentRows, call.rows);
-    for (int64_t token = 0; token < call.tokens; token += kDotTokens) {
-      // Where a block is not full, its last row or token is computed more than once.
-      const float* keys[kDotTokens];
-      for (int64_t t = 0; t < kDotTokens; ++t)
-        keys[t] = call.keys + std::min(token + t, call.tokens - 1) * call.key_stride;
-      for (int64_t row = resident; row < rows_end; row += kDotRows) {
-        const float* q[kDotRows];
-        for (int64_t r = 0; r < kDotRows; ++r) q[r] = call.q + std::min(row + r, rows_end - 1) * call.q_stride;
-        dot_block(q, keys, call.width, block);
-        for (int64_t r = 0; r < std::min<int64_t>(kDotRows, rows_end - row); ++r)
-          std::memcpy(call.scores + (row + r) * kKeyTileTokens + token, block + r * kDotTokens,
-                      kDotTokens * sizeof(float));
-      }
+  for (int64_t token = 0; token < call.tokens; token += kDotTokens) {
+    // Where a block is not full, its last row or token is computed more than once.
+    const float* keys[kDotTokens];
+    for (int64_t t = 0; t < kDotTokens; ++t)
+      keys[t] = call.keys + std::min(token + t, call.tokens - 1) * call.key_stride;
+    for (int64_t row = 0; row < call.rows; row += kDotRows) {
+      const float* q[kDotRows];
+      for (int64_t r = 0; r < kDotRows; ++r) q[r] = call.q + std::min(row + r, call.rows - 1) * call.q_stride;
+      dot_block(q, keys, call.width, block);
+      for (int line = 0; call.prefetch && line < kDotPrefetchLines; ++line) call.prefetch->next_line();
+      for (int64_t t = 0; t < std::min<int64_t>(kDotTokens, call.tokens - token); ++t)
+        for (int64_t r = 0; r < std::min<int64_t>(kDotRows, call.rows - row); ++r)
+          call.scores[(token + t) * call.score_stride + row + r] = block[r * kDotTokens + t];
     }
   }
 }
 
-// ---- Softmax --------------------------------------------------------------------------------------------------------
+// -- Softmax --
 
 float exp_of_one(float x) {
   return hn::GetLane(exp_non_positive(hn::Set(kFloats, x)));
@@ -151,98 +148,149 @@ void softmax_row(float* scores, int64_t visible, float& maximum, float& sum, flo
   if (correction != 1) scale_row(values, columns, correction);
 }
 
-void softmax(const SoftmaxCall& call) {
+void softmax_rows(const SoftmaxCall& call) {
   for (int64_t row = 0; row < call.rows; ++row)
-    softmax_row(call.scores + row * kKeyTileTokens, call.visible[row], call.maximum[row], call.sum[row],
-                call.sums_of_values + row * call.stride, call.columns);
+    softmax_row(call.scores + row * call.score_stride, call.visible[row], call.maximum[row], call.sum[row],
+                call.values + row * call.value_stride, call.value_width);
 }
 
-// ---- Products of rows with a matrix
-// -----------------------------------------------------------------------------------
+// The same with rows in lanes.
+void softmax_columns(const SoftmaxCall& call) {
+  for (int64_t row = 0; row < call.rows; row += kLanes) {
+    float* const scores = call.scores + row;
+    const Vector before = hn::Load(kFloats, call.maximum + row);
+    Vector maximum = before;
+    for (int64_t t = 0; t < call.tokens; ++t)
+      maximum = hn::Max(maximum, hn::Load(kFloats, scores + t * call.score_stride));
+    hn::Store(maximum, kFloats, call.maximum + row);
+    // -infinity minus -infinity would be NaN
+    const auto nothing_yet = hn::Eq(maximum, hn::Set(kFloats, kNothingYet));
+    maximum = hn::IfThenZeroElse(nothing_yet, maximum);
+    Vector total = hn::Zero(kFloats);
+    for (int64_t t = 0; t < call.tokens; ++t) {
+      const Vector p = exp_non_positive(hn::Sub(hn::Load(kFloats, scores + t * call.score_stride), maximum));
+      hn::Store(p, kFloats, scores + t * call.score_stride);
+      total = hn::Add(total, p);
+    }
+    const Vector correction = exp_non_positive(hn::Sub(before, maximum));
+    hn::Store(hn::MulAdd(hn::Load(kFloats, call.sum + row), correction, total), kFloats, call.sum + row);
+    HWY_ALIGN float corrections[kLanes];
+    hn::Store(correction, kFloats, corrections);
+    for (int64_t r = 0; r < std::min<int64_t>(kLanes, call.rows - row); ++r)
+      if (corrections[r] != 1) scale_row(call.values + (row + r) * call.value_stride, call.value_width, corrections[r]);
+  }
+}
 
-constexpr int kProductRows = kRegisters == 32 ? 8 : 6;
-constexpr int kProductVectors = 2;
+// -- Products of rows with a matrix --
+
+constexpr int kWideVectors = 2;
+constexpr int kWideRows = kRegisters == 32 ? 8 : 6;
+constexpr int kNarrowRows = kRegisters == 32 ? 16 : 6;
+
+// How a block gets at a[r, i].
+struct RowsOfA {
+  static HWY_INLINE float at(const float* a, int64_t stride, int64_t r, int64_t i) { return a[r * stride + i]; }
+};
+// With one address for all rows a broadcast is part of the multiply-add, where several would not fit.
+struct RowsOfUsualStride {
+  static HWY_INLINE float at(const float* a, int64_t, int64_t r, int64_t i) { return a[r * kUsualKeyStride + i]; }
+};
+struct ColumnsOfA {
+  static HWY_INLINE float at(const float* a, int64_t stride, int64_t r, int64_t i) { return a[i * stride + r]; }
+};
 
 // One block of c: kRows rows, kVectors vectors of columns; call's pointers already stand at its corner.
-template <int kRows, int kVectors, bool kPrefetch>
-void product_block(const ProductCall& call, int64_t begin, int64_t end, bool accumulate, int64_t prefetch_offset) {
+template <typename A, int kVectors, bool kPrefetch, int kRows>
+void product_block(const ProductCall& call, int64_t begin, int64_t end, bool accumulate) {
   Vector sums[kRows * kVectors];
-  unroll<kRows * kVectors>([&](auto i) HWY_ATTR {
-    constexpr int r = i / kVectors, v = i % kVectors;
-    sums[i] = accumulate ? hn::Load(kFloats, call.c + r * call.c_stride + v * kLanes) : hn::Zero(kFloats);
+  unroll<kRows * kVectors>([&](auto s) HWY_ATTR {
+    constexpr int r = s / kVectors, v = s % kVectors;
+    sums[s] = accumulate ? hn::Load(kFloats, call.c + r * call.c_stride + v * kLanes) : hn::Zero(kFloats);
   });
-  const float* a[kRows];
-  unroll<kRows>([&](auto r) HWY_ATTR { a[r] = call.a + r * call.a_stride; });
-  const float* b_row = call.b + begin * call.b_stride;
-  for (int64_t i = begin; i < end; ++i, b_row += call.b_stride) {
-    if constexpr (kPrefetch) __builtin_prefetch(call.prefetch[i] + prefetch_offset, 0, 2);
+  const float* const a = call.a;
+  const int64_t a_stride = call.a_stride, b_stride = call.b_stride;
+  Prefetch prefetch;  // a copy, in registers
+  if constexpr (kPrefetch) prefetch = *call.prefetch;
+  const float* b_row = call.b + begin * b_stride;
+  for (int64_t i = begin; i < end; ++i, b_row += b_stride) {
+    if constexpr (kPrefetch)
+      if ((i & prefetch.interval_mask) == 0) prefetch.next_line();
     Vector b[kVectors];
     unroll<kVectors>([&](auto v) HWY_ATTR { b[v] = hn::Load(kFloats, b_row + v * kLanes); });
     unroll<kRows>([&](auto r) HWY_ATTR {
-      const Vector factor = hn::Set(kFloats, a[r][i]);
+      const Vector factor = hn::Set(kFloats, A::at(a, a_stride, r, i));
       unroll<kVectors>([&](auto v)
                            HWY_ATTR { sums[r * kVectors + v] = hn::MulAdd(factor, b[v], sums[r * kVectors + v]); });
     });
   }
-  unroll<kRows * kVectors>([&](auto i) HWY_ATTR {
-    constexpr int r = i / kVectors, v = i % kVectors;
-    hn::Store(sums[i], kFloats, call.c + r * call.c_stride + v * kLanes);
+  if constexpr (kPrefetch) *call.prefetch = prefetch;
+  float* c = call.c;
+  const int64_t c_stride = call.c_stride;
+  unroll<kRows * kVectors>([&](auto s) HWY_ATTR {
+    constexpr int r = s / kVectors, v = s % kVectors;
+    hn::Store(sums[s], kFloats, c + r * c_stride + v * kLanes);
   });
 }
 
-using ProductBlock = void (*)(const ProductCall& call, int64_t begin, int64_t end, bool accumulate,
-                              int64_t prefetch_offset);
+using ProductBlock = void (*)(const ProductCall& call, int64_t begin, int64_t end, bool accumulate);
+// Blocks of one width for every number of rows up to a maximum.
 struct ProductBlocks {
-  ProductBlock block[kProductRows + 1];  // by number of rows
+  int64_t max_rows = 0;
+  ProductBlock of_rows[kNarrowRows + 1] = {};
 };
-template <int kVectors, bool kPrefetch, int... kRows>
-constexpr ProductBlocks product_blocks(std::integer_sequence<int, kRows...>) {
-  return {{nullptr, &product_block<kRows + 1, kVectors, kPrefetch>...}};
+template <typename A, int kVectors, bool kPrefetch, int... kRowsMinus1>
+constexpr ProductBlocks product_blocks(std::integer_sequence<int, kRowsMinus1...>) {
+  return {sizeof...(kRowsMinus1), {nullptr, &product_block<A, kVectors, kPrefetch, kRowsMinus1 + 1>...}};
 }
-using EveryRowCount = std::make_integer_sequence<int, kProductRows>;
-constexpr ProductBlocks kWide = product_blocks<kProductVectors, false>(EveryRowCount());
-constexpr ProductBlocks kWideWithPrefetch = product_blocks<kProductVectors, true>(EveryRowCount());
-constexpr ProductBlocks kNarrow = product_blocks<1, false>(EveryRowCount());
+using WideRows = std::make_integer_sequence<int, kWideRows>;
+using NarrowRows = std::make_integer_sequence<int, kNarrowRows>;
+constexpr ProductBlocks kWide = product_blocks<RowsOfA, kWideVectors, false>(WideRows());
+constexpr ProductBlocks kNarrow = product_blocks<RowsOfA, 1, false>(WideRows());
+constexpr ProductBlocks kWideUsual = product_blocks<RowsOfUsualStride, kWideVectors, true>(WideRows());
+constexpr ProductBlocks kNarrowUsual = product_blocks<RowsOfUsualStride, 1, true>(NarrowRows());
+constexpr ProductBlocks kWideTransposed = product_blocks<ColumnsOfA, kWideVectors, true>(WideRows());
+constexpr ProductBlocks kNarrowTransposed = product_blocks<ColumnsOfA, 1, true>(WideRows());
+
+const ProductBlocks& blocks_for(const ProductCall& call, bool wide) {
+  if (call.a_transposed) return wide ? kWideTransposed : kNarrowTransposed;
+  if (call.prefetch && call.a_stride == kUsualKeyStride) return wide ? kWideUsual : kNarrowUsual;
+  return wide ? kWide : kNarrow;
+}
 
 // Rows that see different numbers of tokens: what all see at once, then the rest row by row. Each row's sum is the same
 // chain of additions either way.
 void causal_block(const ProductCall& call, const ProductBlocks& blocks, const int32_t* visible) {
   const int64_t common = visible[0];
-  if (common > 0 || !call.accumulate) blocks.block[call.rows](call, 0, common, call.accumulate, 0);
+  if (common > 0 || !call.accumulate) blocks.of_rows[call.rows](call, 0, common, call.accumulate);
   for (int64_t r = 1; r < call.rows; ++r) {
     if (visible[r] == common) continue;
     ProductCall one = call;
-    one.rows = 1;
     one.a += r * call.a_stride;
     one.c += r * call.c_stride;
-    blocks.block[1](one, common, visible[r], true, 0);
+    blocks.of_rows[1](one, common, visible[r], true);
   }
 }
 
 void product(const ProductCall& call) {
-  int64_t prefetch_offset = 0;
-  const int64_t columns_at_once = kProductVectors * kLanes;
-  for (int64_t column = 0; column < call.columns; column += columns_at_once) {
-    const bool wide = column + columns_at_once <= call.columns;
-    for (int64_t row = 0; row < call.rows; row += kProductRows) {
+  for (int64_t column = 0; column < call.columns;) {
+    const bool wide = column + kWideVectors * kLanes <= call.columns;
+    const ProductBlocks& blocks = blocks_for(call, wide);
+    for (int64_t row = 0; row < call.rows; row += blocks.max_rows) {
       ProductCall block = call;
-      block.rows = std::min<int64_t>(kProductRows, call.rows - row);
-      block.a += row * call.a_stride;
+      block.rows = std::min(blocks.max_rows, call.rows - row);
+      block.a += call.a_transposed ? row : row * call.a_stride;
       block.b += column;
       block.c += row * call.c_stride + column;
-      const bool prefetch = wide && !call.visible && prefetch_offset < call.prefetch_bytes;
-      const ProductBlocks& blocks = prefetch ? kWideWithPrefetch : wide ? kWide : kNarrow;
       if (call.visible)
         causal_block(block, blocks, call.visible + row);
       else
-        blocks.block[block.rows](block, 0, call.depth, call.accumulate, prefetch_offset);
-      if (prefetch) prefetch_offset += 64;
+        blocks.of_rows[block.rows](block, 0, call.depth, call.accumulate);
     }
+    column += (wide ? kWideVectors : 1) * kLanes;
   }
 }
 
-// ---- Results
-// ----------------------------------------------------------------------------------------------------------
+// -- Results --
 
 void merge(float other_maximum, float other_sum, const float* other, float& maximum, float& sum, float* values,
            int64_t columns) {
@@ -266,10 +314,12 @@ void finish(const float* values, float sum, float* out, int64_t width) {
 const AttentionKernels* kernels() {
   static const AttentionKernels kKernels = {
       .name = hwy::TargetName(HWY_TARGET),
+      .lanes = kLanes,
       .load_row = load_row,
       .store_row = store_row,
       .dot = dot,
-      .softmax = softmax,
+      .softmax_rows = softmax_rows,
+      .softmax_columns = softmax_columns,
       .product = product,
       .merge = merge,
       .finish = finish,

@@ -76,4 +76,15 @@ inline std::byte* cached_row(const LatentCache& cache, std::span<const int32_t> 
   return static_cast<std::byte*>(cache.data) + row * cache.row_width() * size_of(cache.dtype);
 }
 
+// Addresses of the rows of `count` tokens from `first` on; one division for all of them.
+inline void cached_rows(const LatentCache& cache, std::span<const int32_t> pages, int64_t first, int64_t count,
+                        const std::byte** rows) {
+  const int64_t row_bytes = cache.row_width() * size_of(cache.dtype), page_bytes = cache.page_tokens * row_bytes;
+  int64_t page = first / cache.page_tokens, token = first % cache.page_tokens;
+  for (int64_t done = 0; done < count; ++page, token = 0) {
+    const std::byte* row = static_cast<const std::byte*>(cache.data) + pages[page] * page_bytes + token * row_bytes;
+    for (; token < cache.page_tokens && done < count; ++token, row += row_bytes) rows[done++] = row;
+  }
+}
+
 }  // namespace plait::kernels

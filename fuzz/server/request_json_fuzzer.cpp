@@ -70,8 +70,9 @@ void check(const plait::SequenceRequest& sequence) {
   const ApiContext& limits = context();
   PLAIT_ASSERT(!request.sampling.validate(limits.config.vocab_size).has_error(), "parameters are in range");
   PLAIT_ASSERT(!request.prompt_ids.empty(), "there is a prompt");
-  PLAIT_ASSERT(static_cast<int64_t>(request.prompt_ids.size()) + request.sampling.max_new_tokens <= limits.context_tokens,
-               "it fits the context");
+  PLAIT_ASSERT(
+      static_cast<int64_t>(request.prompt_ids.size()) + request.sampling.max_new_tokens <= limits.context_tokens,
+      "it fits the context");
   for (const int32_t id : request.prompt_ids) PLAIT_ASSERT(id >= 0 && id < 260, "ids are in the vocabulary");
   for (const int32_t id : request.logprob_ids) PLAIT_ASSERT(id >= 0 && id < 260, "ids are in the vocabulary");
   PLAIT_ASSERT(sequence.stop.size() <= limits.limits.stop_strings, "the limits hold");
@@ -86,7 +87,8 @@ void answer(GenerationRequest& generation) {
   std::string events;
   for (size_t i = 0; i < sequences.size(); ++i) {
     const plait::Request& request = sequences[i]->request().request;
-    const auto count = std::min<size_t>(request.prompt_ids.size(), static_cast<size_t>(request.sampling.max_new_tokens));
+    const auto count =
+        std::min<size_t>(request.prompt_ids.size(), static_cast<size_t>(request.sampling.max_new_tokens));
     for (size_t token = 0; token < count; ++token) {
       plait::RequestOutput output;
       output.tokens.push_back({.id = request.prompt_ids[request.prompt_ids.size() - 1 - token], .logprob = -1});

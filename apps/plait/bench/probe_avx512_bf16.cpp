@@ -14,7 +14,8 @@ constexpr int kFlopsPerInstruction = 64;
 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) float dot_products(int64_t rounds) {
   const __m512bh x = reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f80));
   __m512 chain[kChains];
-  for (__m512& c : chain) c = _mm512_setzero_ps();
+#pragma GCC unroll 12
+  for (int c = 0; c < kChains; ++c) chain[c] = _mm512_set1_ps(static_cast<float>(c));  // of equal ones: one
   for (int64_t i = 0; i < rounds; ++i) {
 #pragma GCC unroll 12
     for (int c = 0; c < kChains; ++c) chain[c] = _mm512_dpbf16_ps(chain[c], x, x);

@@ -29,11 +29,14 @@ uint64_t ReadAll(const void* data, size_t bytes) {
   return all;
 }
 
-// Ten chains hide the latency of two FMA units (4 or 5 cycles) and, with two inputs, fit AVX2's sixteen registers.
+// Ten chains hide the latency of two FMA units (4 or 5 cycles) and, with two inputs, fit AVX2's sixteen registers. They
+// begin differently: of equal chains the compiler would compute one.
 double MultiplyAdds(int64_t rounds) {
   const hn::ScalableTag<float> d;
   const auto x = hn::Set(d, 0.999f), y = hn::Set(d, 1e-3f);
-  auto c0 = hn::Zero(d), c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0, c6 = c0, c7 = c0, c8 = c0, c9 = c0;
+  auto c0 = hn::Set(d, 0.0f), c1 = hn::Set(d, 0.1f), c2 = hn::Set(d, 0.2f), c3 = hn::Set(d, 0.3f),
+       c4 = hn::Set(d, 0.4f), c5 = hn::Set(d, 0.5f), c6 = hn::Set(d, 0.6f), c7 = hn::Set(d, 0.7f),
+       c8 = hn::Set(d, 0.8f), c9 = hn::Set(d, 0.9f);
   for (int64_t i = 0; i < rounds; ++i) {
     c0 = hn::MulAdd(c0, x, y);
     c1 = hn::MulAdd(c1, x, y);

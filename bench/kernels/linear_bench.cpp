@@ -93,7 +93,7 @@ class Bench {
     pair_peak_ = options.activation == Activation::kBFloat16 ? bench::bfloat16_peak(pool_) : 0;
     std::printf("%d threads, targets:", pool_.size());
     for (const auto target : kernels::linear_targets()) std::printf(" %.*s", int(target.size()), target.data());
-    std::printf("\nread bandwidth %.1f GB/s, float32 peak %.1f GFLOP/s, bfloat16 peak %.1f GFLOP/s\n\n",
+    std::printf("\nread bandwidth %.1f GB/s, float32 peak %.1f GFLOP/s, vdpbf16ps peak %.1f GFLOP/s\n\n",
                 bandwidth_.best() / 1e9, float_peak_ / 1e9, pair_peak_ / 1e9);
     std::printf("%-16s %-6s %5s %10s %8s %6s %9s %6s %9s\n", "shape", "format", "rows", "us", "GB/s", "share",
                 "GFLOP/s", "share", "oneDNN us");
@@ -176,7 +176,7 @@ class Bench {
   void report(const char* name, WeightFormat format, int64_t rows, double seconds, double bytes, double operations,
               double peer) {
     bandwidth_.measure(0.03);
-    const double peak = format == WeightFormat::kF32 || pair_peak_ == 0 ? float_peak_ : pair_peak_;
+    const double peak = format == WeightFormat::kF32 ? float_peak_ : std::max(float_peak_, pair_peak_);
     std::printf("%-16s %-6s %5lld %10.1f %8.2f %5.0f%% %9.1f %5.0f%%", name, name_of(format),
                 static_cast<long long>(rows), seconds * 1e6, bytes / seconds / 1e9,
                 100 * bytes / seconds / bandwidth_.best(), operations / seconds / 1e9,

@@ -44,7 +44,9 @@ TEST(MachineProbe, FiguresArePlausible) {
   EXPECT_GT(profile.read_bandwidth, 1e8);
   EXPECT_LT(profile.read_bandwidth, 1e13);
   EXPECT_GT(profile.f32_flops, 1e8);
-  EXPECT_GE(profile.bf16_flops, 0.9 * profile.f32_flops);
+  EXPECT_GE(profile.bf16_flops, profile.f32_flops);
+  EXPECT_EQ(profile.bf16_flops > profile.f32_flops, profile.bf16_instruction.starts_with("VDPBF16PS"))
+      << profile.bf16_instruction;
 }
 
 TEST(V2LiteConfig, HasThePublishedWidths) {

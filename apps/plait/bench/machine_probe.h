@@ -17,7 +17,7 @@ struct MachineProfile {
   double read_bandwidth = 0;          // bytes/s from memory, all threads reading
   double f32_flops = 0;               // FLOP/s of fused multiply-adds on registers, all threads
   std::string f32_instruction;
-  double bf16_flops = 0;  // FLOP/s of the best instruction for bfloat16 inputs; f32's where there is no other
+  double bf16_flops = 0;  // FLOP/s of the best instruction for bfloat16 inputs; f32's where no other is faster
   std::string bf16_instruction;
 };
 

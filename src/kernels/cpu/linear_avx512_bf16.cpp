@@ -20,19 +20,19 @@ namespace {
 // For lambdas. One call that is not inlined, and a kernel's sums live in memory instead of registers.
 #define INLINED __attribute__((always_inline))
 
-template <int N>
-struct Unroll {
+// body(0), ..., body(N - 1). Inlining makes the indices constants, and so arrays of vectors registers. They are plain
+// integers, because a body for every index would multiply the time of compilation.
+template <typename Indices>
+struct UnrollOver;
+template <int... I>
+struct UnrollOver<std::integer_sequence<int, I...>> {
   template <typename Body>
   static HWY_INLINE void run(const Body& body) {
-    Unroll<N - 1>::run(body);
-    body(std::integral_constant<int, N - 1>());
+    (body(I), ...);
   }
 };
-template <>
-struct Unroll<0> {
-  template <typename Body>
-  static HWY_INLINE void run(const Body&) {}
-};
+template <int N>
+using Unroll = UnrollOver<std::make_integer_sequence<int, N>>;
 
 // Bytes of bfloat16 for the magnitudes of e4m3, times 2^-8 (panels.h).
 struct F8Table {
@@ -88,17 +88,17 @@ struct Tile {
 
   template <typename Body>
   HWY_INLINE void for_each(const Body& body) {
-    Unroll<Rows>::run([&](auto m) INLINED { Unroll<Panels>::run([&](auto n) INLINED { body(m, n, sum[m][n]); }); });
+    Unroll<Rows>::run([&](int m) INLINED { Unroll<Panels>::run([&](int n) INLINED { body(m, n, sum[m][n]); }); });
   }
   HWY_INLINE void clear() {
-    for_each([](auto, auto, __m512& part) INLINED { part = _mm512_setzero_ps(); });
+    for_each([](int, int, __m512& part) INLINED { part = _mm512_setzero_ps(); });
   }
   // x: this pair of inputs of row 0; rows are 16 words apart.
   HWY_INLINE void multiply_add(const uint32_t* HWY_RESTRICT x, const __m512i (&weights)[Panels]) {
-    Unroll<Rows>::run([&](auto m) INLINED {
+    Unroll<Rows>::run([&](int m) INLINED {
       const __m512i value = _mm512_set1_epi32(static_cast<int>(x[m * 16]));
       Unroll<Panels>::run(
-          [&](auto n) INLINED { sum[m][n] = _mm512_dpbf16_ps(sum[m][n], (__m512bh)value, (__m512bh)weights[n]); });
+          [&](int n) INLINED { sum[m][n] = _mm512_dpbf16_ps(sum[m][n], (__m512bh)value, (__m512bh)weights[n]); });
     });
   }
 };
@@ -133,14 +133,14 @@ HWY_INLINE void multiply_stretch(const Weights& reader, Tile<Rows, Panels>& tile
   for (int64_t k = 0; k < inputs; k += 32) {
     for (int step = 0; step < 16 / kPairs; ++step) {
       __m512i loaded[kPairs][Panels];
-      Unroll<Panels>::run([&](auto n) INLINED {
+      Unroll<Panels>::run([&](int n) INLINED {
         __m512i pairs[kPairs];
         const std::byte* from = weights + n * panel_bytes;
         _mm_prefetch(reinterpret_cast<const char*>(from) + kPrefetchBytes, _MM_HINT_T0);
         reader.load(from, pairs);
-        Unroll<kPairs>::run([&](auto i) INLINED { loaded[i][n] = pairs[i]; });
+        Unroll<kPairs>::run([&](int i) INLINED { loaded[i][n] = pairs[i]; });
       });
-      Unroll<kPairs>::run([&](auto i) INLINED { tile.multiply_add(x + i, loaded[i]); });
+      Unroll<kPairs>::run([&](int i) INLINED { tile.multiply_add(x + i, loaded[i]); });
       x += kPairs;
       weights += 64;
     }
@@ -168,16 +168,16 @@ void panel_kernel(const PanelCall& call) {
   Tile<Rows, Panels> tile;
   tile.clear();
   if (call.accumulate)
-    tile.for_each([&](auto m, auto n, __m512& part)
+    tile.for_each([&](int m, int n, __m512& part)
                       INLINED { part = _mm512_maskz_loadu_ps(masks.panel[n], call.y + m * call.y_stride + n * 16); });
   if constexpr (Weights::kScaled) {
     alignas(64) float sums[Rows][Panels][16];
-    tile.for_each([&](auto m, auto n, __m512& part) INLINED { _mm512_store_ps(sums[m][n], part); });
+    tile.for_each([&](int m, int n, __m512& part) INLINED { _mm512_store_ps(sums[m][n], part); });
     for (int64_t begin = 0; begin < call.inputs; begin += 128) {
       tile.clear();
       multiply_stretch(reader, tile, x, weights, call.panel_bytes,
                        call.inputs - begin < 128 ? call.inputs - begin : 128);
-      tile.for_each([&](auto m, auto n, __m512& part) INLINED {
+      tile.for_each([&](int m, int n, __m512& part) INLINED {
         const __m512 scale = _mm512_load_ps(weights + n * call.panel_bytes);
         part = _mm512_fmadd_ps(part, scale, _mm512_load_ps(sums[m][n]));
         _mm512_store_ps(sums[m][n], part);
@@ -187,7 +187,7 @@ void panel_kernel(const PanelCall& call) {
   } else {
     multiply_stretch(reader, tile, x, weights, call.panel_bytes, call.inputs);
   }
-  tile.for_each([&](auto m, auto n, __m512& part)
+  tile.for_each([&](int m, int n, __m512& part)
                     INLINED { _mm512_mask_storeu_ps(call.y + m * call.y_stride + n * 16, masks.panel[n], part); });
 }
 
@@ -240,13 +240,18 @@ void add_rows(LinearKernels& table) {
   if constexpr (Rows <= kMaxPairTileRows) table.kernels[kDecodedF8][Rows] = sizes<DecodedF8, Rows, pair_panels(Rows)>();
 }
 
+template <int... I>
+void add_all_rows(LinearKernels& table, std::integer_sequence<int, I...>) {
+  (add_rows<I + 1>(table), ...);
+}
+
 LinearKernels make_table() {
   LinearKernels table{};
   table.name = "AVX512_BF16";
   table.inputs_per_word = 2;
   table.max_single_rows = kMaxSingleRows;
   table.max_tile_rows = kMaxPairTileRows;
-  Unroll<kMaxSingleRows>::run([&](auto rows) INLINED { add_rows<rows + 1>(table); });
+  add_all_rows(table, std::make_integer_sequence<int, kMaxSingleRows>());
   table.decode = decode_f8;
   table.decoded_bytes = 2;
   table.pack_row = pack_row;

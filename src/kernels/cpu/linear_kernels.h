@@ -73,11 +73,11 @@ struct LinearKernels {
                    uint32_t* out) = nullptr;
 };
 
-// The best table of this machine for a product.
+// The fastest table of this machine for a product.
 const LinearKernels& linear_kernels(WeightFormat format, Activation activation);
 
-// For tests: the instruction sets that this machine can run, best first, and the one to use from now on ("": the best;
-// false: the machine lacks it). Not while another thread computes.
+// For tests: the instruction sets that this machine can run, and the one to use from now on ("": for every product the
+// fastest; false: the machine lacks it). Not while another thread computes.
 std::vector<std::string_view> linear_targets();
 bool select_linear_target(std::string_view name);
 

@@ -1,5 +1,6 @@
 // The kernels for float32 multiply-adds, from one source for every instruction set that Highway knows.
 #include <atomic>
+#include <utility>
 
 #include "kernels/cpu/linear_kernels.h"
 
@@ -31,20 +32,19 @@ constexpr int kLanes = static_cast<int>(hn::MaxLanes(kFloats));
 constexpr int kParts = 16 / kLanes;  // vectors per panel
 constexpr int kRegisters = HWY_TARGET <= HWY_AVX3 ? 32 : 16;
 
-// body(0), ..., body(N - 1) with constants, so that arrays of vectors become registers.
-template <int N>
-struct Unroll {
+// body(0), ..., body(N - 1). Inlining makes the indices constants, and so arrays of vectors registers. They are plain
+// integers, because a body for every index would multiply the time of compilation.
+template <typename Indices>
+struct UnrollOver;
+template <int... I>
+struct UnrollOver<std::integer_sequence<int, I...>> {
   template <typename Body>
   static HWY_INLINE void run(const Body& body) {
-    Unroll<N - 1>::run(body);
-    body(std::integral_constant<int, N - 1>());
+    (body(I), ...);
   }
 };
-template <>
-struct Unroll<0> {
-  template <typename Body>
-  static HWY_INLINE void run(const Body&) {}
-};
+template <int N>
+using Unroll = UnrollOver<std::make_integer_sequence<int, N>>;
 
 struct Panel {
   Vector part[kParts];
@@ -58,9 +58,8 @@ struct F32Weights {
   static constexpr int64_t kBytes = 128;
   using Staged = const float*;
   static HWY_INLINE void stage(const std::byte* from, Staged& staged) { staged = reinterpret_cast<const float*>(from); }
-  template <int kInput>
-  static HWY_INLINE Vector input(const Staged& staged, int part) {
-    return hn::Load(kFloats, staged + kInput * 16 + part * kLanes);
+  static HWY_INLINE Vector input(const Staged& staged, int input, int part) {
+    return hn::Load(kFloats, staged + input * 16 + part * kLanes);
   }
 };
 
@@ -72,13 +71,12 @@ struct BF16Weights {
     hn::Vec<Words> part[kParts];
   };
   static HWY_INLINE void stage(const std::byte* from, Staged& staged) {
-    Unroll<kParts>::run([&](auto p) INLINED {
+    Unroll<kParts>::run([&](int p) INLINED {
       staged.part[p] = hn::Load(kWords, reinterpret_cast<const uint32_t*>(from) + p * kLanes);
     });
   }
-  template <int kInput>
-  static HWY_INLINE Vector input(const Staged& staged, int part) {
-    if constexpr (kInput == 0) return hn::BitCast(kFloats, hn::ShiftLeft<16>(staged.part[part]));
+  static HWY_INLINE Vector input(const Staged& staged, int input, int part) {
+    if (input == 0) return hn::BitCast(kFloats, hn::ShiftLeft<16>(staged.part[part]));
     return hn::BitCast(kFloats, hn::And(staged.part[part], hn::Set(kWords, 0xffff0000)));
   }
 };
@@ -97,7 +95,7 @@ struct F8Weights {
     constexpr Shorts kShorts;
     constexpr int kShortLanes = static_cast<int>(hn::MaxLanes(kShorts));
     const auto mask = hn::Set(kShorts, static_cast<int16_t>(0xbf80));
-    Unroll<kInputs * 8 / kShortLanes>::run([&](auto v) INLINED {
+    Unroll<kInputs * 8 / kShortLanes>::run([&](int v) INLINED {
       const auto pairs = hn::Load(kShorts, reinterpret_cast<const int16_t*>(from) + v * kShortLanes);
       const auto even = hn::And(hn::ShiftRight<1>(hn::ShiftLeft<8>(pairs)), mask);
       const auto odd = hn::And(hn::ShiftRight<1>(pairs), mask);
@@ -108,9 +106,8 @@ struct F8Weights {
     // for shuffles is what e4m3 would wait for.
     asm("" : "+m"(staged.half));
   }
-  template <int kInput>
-  static HWY_INLINE Vector input(const Staged& staged, int part) {
-    const int16_t* half = staged.half[kInput % 2] + kInput / 2 * 16 + part * kLanes;
+  static HWY_INLINE Vector input(const Staged& staged, int input, int part) {
+    const int16_t* half = staged.half[input % 2] + input / 2 * 16 + part * kLanes;
     return hn::PromoteTo(kFloats, hn::Load(Halves(), reinterpret_cast<const hwy::float16_t*>(half)));
   }
 };
@@ -127,21 +124,21 @@ struct Tile {
 
   template <typename Body>
   HWY_INLINE void for_each(const Body& body) {
-    Unroll<Rows>::run([&](auto m) INLINED {
+    Unroll<Rows>::run([&](int m) INLINED {
       Unroll<Panels>::run(
-          [&](auto n) INLINED { Unroll<kParts>::run([&](auto p) INLINED { body(m, n, p, sum[m][n].part[p]); }); });
+          [&](int n) INLINED { Unroll<kParts>::run([&](int p) INLINED { body(m, n, p, sum[m][n].part[p]); }); });
     });
   }
   HWY_INLINE void clear() {
-    for_each([](auto, auto, auto, Vector& part) INLINED { part = hn::Zero(kFloats); });
+    for_each([](int, int, int, Vector& part) INLINED { part = hn::Zero(kFloats); });
   }
   // x: this input of row 0; rows are 16 words apart.
   HWY_INLINE void multiply_add(const float* HWY_RESTRICT x, const Panel (&weights)[Panels]) {
-    Unroll<Rows>::run([&](auto m) INLINED {
+    Unroll<Rows>::run([&](int m) INLINED {
       const auto value = hn::Set(kFloats, x[m * 16]);
-      Unroll<Panels>::run([&](auto n) INLINED {
+      Unroll<Panels>::run([&](int n) INLINED {
         Unroll<kParts>::run(
-            [&](auto p) INLINED { sum[m][n].part[p] = hn::MulAdd(value, weights[n].part[p], sum[m][n].part[p]); });
+            [&](int p) INLINED { sum[m][n].part[p] = hn::MulAdd(value, weights[n].part[p], sum[m][n].part[p]); });
       });
     });
   }
@@ -157,15 +154,15 @@ HWY_INLINE void multiply_stretch(Tile<Rows, Panels>& tile, const float*& x, cons
   for (int64_t k = 0; k < inputs; k += 16) {
     for (int step = 0; step < 16 / kInputs; ++step) {
       typename Weights::Staged staged[Panels];
-      Unroll<Panels>::run([&](auto n) INLINED {
+      Unroll<Panels>::run([&](int n) INLINED {
         const std::byte* from = weights + n * panel_bytes;
         hwy::Prefetch(from + kPrefetchBytes);
         Weights::stage(from, staged[n]);
       });
-      Unroll<kInputs>::run([&](auto i) INLINED {
+      Unroll<kInputs>::run([&](int i) INLINED {
         Panel loaded[Panels];
-        Unroll<Panels>::run([&](auto n) INLINED {
-          Unroll<kParts>::run([&](auto p) INLINED { loaded[n].part[p] = Weights::template input<i>(staged[n], p); });
+        Unroll<Panels>::run([&](int n) INLINED {
+          Unroll<kParts>::run([&](int p) INLINED { loaded[n].part[p] = Weights::input(staged[n], i, p); });
         });
         tile.multiply_add(x + i, loaded);
       });
@@ -204,16 +201,16 @@ void panel_kernel(const PanelCall& call) {
   const std::byte* weights = call.weights;
   Results<Rows, Panels> results(call);
   Tile<Rows, Panels> tile;
-  tile.for_each([&](auto m, auto n, auto p, Vector& part)
+  tile.for_each([&](int m, int n, int p, Vector& part)
                     INLINED { part = call.accumulate ? hn::LoadU(kFloats, results.at(m, n, p)) : hn::Zero(kFloats); });
   if constexpr (Weights::kScaled) {
     HWY_ALIGN float sums[Rows][Panels * 16];
-    tile.for_each([&](auto m, auto n, auto p, Vector& part)
+    tile.for_each([&](int m, int n, int p, Vector& part)
                       INLINED { hn::Store(part, kFloats, &sums[m][n * 16 + p * kLanes]); });
     for (int64_t begin = 0; begin < call.inputs; begin += 128) {
       tile.clear();
       multiply_stretch<Weights>(tile, x, weights, call.panel_bytes, HWY_MIN(128, call.inputs - begin));
-      tile.for_each([&](auto m, auto n, auto p, Vector& part) INLINED {
+      tile.for_each([&](int m, int n, int p, Vector& part) INLINED {
         const auto* scales = reinterpret_cast<const float*>(weights + n * call.panel_bytes);
         float* sum = &sums[m][n * 16 + p * kLanes];
         part = hn::MulAdd(part, hn::Load(kFloats, scales + p * kLanes), hn::Load(kFloats, sum));
@@ -224,7 +221,7 @@ void panel_kernel(const PanelCall& call) {
   } else {
     multiply_stretch<Weights>(tile, x, weights, call.panel_bytes, call.inputs);
   }
-  tile.for_each([&](auto m, auto n, auto p, Vector& part) INLINED { hn::StoreU(part, kFloats, results.at(m, n, p)); });
+  tile.for_each([&](int m, int n, int p, Vector& part) INLINED { hn::StoreU(part, kFloats, results.at(m, n, p)); });
   results.finish(call);
 }
 
@@ -236,9 +233,9 @@ void decode_f8(const std::byte* panel, int64_t inputs, std::byte* out) {
       typename F8Weights::Staged staged;
       hwy::Prefetch(panel + kPrefetchBytes);
       F8Weights::stage(panel, staged);
-      Unroll<F8Weights::kInputs>::run([&](auto i) INLINED {
-        Unroll<kParts>::run([&](auto p)
-                                INLINED { hn::Store(F8Weights::input<i>(staged, p), kFloats, to + p * kLanes); });
+      Unroll<F8Weights::kInputs>::run([&](int i) INLINED {
+        Unroll<kParts>::run([&](int p)
+                                INLINED { hn::Store(F8Weights::input(staged, i, p), kFloats, to + p * kLanes); });
         to += 16;
       });
       panel += F8Weights::kBytes;
@@ -269,7 +266,7 @@ void pack_row(const float* x, int64_t inputs, int64_t padded_in, Activation acti
       from = padded;
     }
     auto* to = reinterpret_cast<float*>(out) + k * tile_rows;
-    Unroll<kParts>::run([&](auto p) INLINED {
+    Unroll<kParts>::run([&](int p) INLINED {
       const auto value = hn::LoadU(kFloats, from + p * kLanes);
       hn::Store(activation == Activation::kBFloat16 ? round_to_bfloat16(value) : value, kFloats, to + p * kLanes);
     });
@@ -305,12 +302,17 @@ HWY_INLINE void add_rows(LinearKernels& table) {
   if constexpr (Rows <= kMaxTileRowsHere) table.kernels[kDecodedF8][Rows] = sizes<F8Floats, Rows>();
 }
 
+template <int... I>
+void add_all_rows(LinearKernels& table, std::integer_sequence<int, I...>) {
+  (add_rows<I + 1>(table), ...);
+}
+
 LinearKernels make_table() {
   LinearKernels table{};
   table.name = hwy::TargetName(HWY_TARGET);
   table.max_single_rows = kMaxSingleRows;
   table.max_tile_rows = kMaxTileRowsHere;
-  Unroll<kMaxSingleRows>::run([&](auto rows) INLINED { add_rows<rows + 1>(table); });
+  add_all_rows(table, std::make_integer_sequence<int, kMaxSingleRows>());
   table.decode = decode_f8;
   table.decoded_bytes = sizeof(float);
   table.pack_row = pack_row;
@@ -333,7 +335,17 @@ HWY_EXPORT(table);
 
 namespace {
 
-std::atomic<bool> bfloat16_products_allowed{true};
+// AMD's vdpbf16ps does twice the work of a float32 multiply-add in the same time, Intel's less than half of it
+// (docs/kernels.md).
+bool bfloat16_products_are_faster() {
+#if defined(__x86_64__)
+  return __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
+std::atomic<bool> bfloat16_products_allowed{bfloat16_products_are_faster()};
 
 void use_highway_targets(int64_t targets) {  // 0: all that the machine has
   hwy::SetSupportedTargetsForTest(targets);
@@ -363,8 +375,9 @@ std::vector<std::string_view> linear_targets() {
 bool select_linear_target(std::string_view name) {
   use_highway_targets(0);
   const LinearKernels* pairs = avx512_bf16_linear_kernels();
-  bfloat16_products_allowed = name.empty() || (pairs && name == pairs->name);
-  if (bfloat16_products_allowed) return true;
+  const bool pairs_chosen = pairs && name == pairs->name;
+  bfloat16_products_allowed = name.empty() ? bfloat16_products_are_faster() : pairs_chosen;
+  if (name.empty() || pairs_chosen) return true;
   for (const int64_t target : hwy::SupportedAndGeneratedTargets())
     if (name == hwy::TargetName(target)) {
       use_highway_targets(target);

@@ -75,14 +75,11 @@ std::optional<ApiError> FrontEnd::refusal() const {
   return std::nullopt;
 }
 
-// What the engine can run at once is max_running_requests, or less if KV memory is full; the rest waits.
+// Counted from the ledger alone: what the engine last said about its queue is old as soon as a request was sent to it.
 int64_t FrontEnd::room_in_queue() const {
   const int64_t most_queued = options_.scheduler.max_queued_requests;
   if (most_queued == 0) return std::numeric_limits<int64_t>::max();
-  const SchedulerLoad& load = supervisor_.load();
-  const bool memory_full = load.queued > 0 && load.running > 0;
-  const int64_t running = memory_full ? load.running : options_.scheduler.max_running_requests;
-  return running + most_queued - static_cast<int64_t>(ledger_.size());
+  return options_.scheduler.max_running_requests + most_queued - static_cast<int64_t>(ledger_.size());
 }
 
 ApiStatus FrontEnd::submit(std::vector<std::unique_ptr<ClientSequence>>& sequences,

@@ -61,6 +61,10 @@ class Server:
             command += ["--api-key", api_key]
         self.process = subprocess.Popen(command, stdout=self.log_file, stderr=subprocess.STDOUT)
         self.port = None
+        # One for all threads: making a client costs more than most requests here.
+        self.client = httpx.Client(
+            headers=self.headers, timeout=PATIENCE_SECONDS, limits=httpx.Limits(max_connections=None), trust_env=False
+        )
 
     # -- life
 
@@ -95,6 +99,7 @@ class Server:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+        self.client.close()
         self.log_file.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.log_file.name)
@@ -113,10 +118,10 @@ class Server:
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
     def get(self, path, **arguments):
-        return httpx.get(self.url + path, headers=self.headers, timeout=PATIENCE_SECONDS, **arguments)
+        return self.client.get(self.url + path, **arguments)
 
     def post(self, path, body, **arguments):
-        return httpx.post(self.url + path, json=body, headers=self.headers, timeout=PATIENCE_SECONDS, **arguments)
+        return self.client.post(self.url + path, json=body, **arguments)
 
     def health(self):
         try:

@@ -26,7 +26,7 @@ class Stream(threading.Thread):
 
     def run(self):
         try:
-            with httpx.stream("POST", self.server.url + self.path, json=self.body, timeout=PATIENCE_SECONDS) as reply:
+            with self.server.client.stream("POST", self.server.url + self.path, json=self.body) as reply:
                 if reply.status_code != 200:
                     self.error = reply.read().decode()
                     return

@@ -66,7 +66,8 @@ def test_overload_recovers(serve):
 
 def test_api_key(serve):
     server = serve(api_key="secret-key")
-    assert httpx.get(server.url + "/health").status_code == 200
+    stranger = httpx.Client(timeout=PATIENCE_SECONDS)
+    assert stranger.get(server.url + "/health").status_code == 200
     routes = [("GET", path) for path in ["/metrics", "/get_server_info", "/get_model_info", "/get_load", "/v1/models",
                                          "/health_generate", "/flush_cache", "/nothing", "/v1/models/x", "/ping"]]
     routes += [("POST", path) for path in ["/generate", "/v1/completions", "/v1/chat/completions", "/abort_request"]]
@@ -74,14 +75,14 @@ def test_api_key(serve):
     for method, path in routes:
         for key in wrong:
             headers = {"Authorization": key} if key else {}
-            reply = httpx.request(method, server.url + path, json={} if method == "POST" else None, headers=headers)
+            reply = stranger.request(method, server.url + path, json={} if method == "POST" else None, headers=headers)
             assert reply.status_code == 401, (path, key)
             assert reply.json()["error"]["code"] == "invalid_api_key"
             assert reply.headers["www-authenticate"] == "Bearer"
     note(f"{len(routes) * len(wrong)} requests without the right key")
     assert server.answers()
     # nobody without a key can make the server read a large body
-    reply = httpx.post(server.url + "/generate", content=b"a" * (30 << 20), headers={"Content-Type": "application/json"})
+    reply = stranger.post(server.url + "/generate", content=b"a" * (30 << 20), headers={"Content-Type": "application/json"})
     assert reply.status_code == 401
 
 

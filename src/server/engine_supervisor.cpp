@@ -115,8 +115,9 @@ void EngineSupervisor::on_died(const std::string& how) {
   }
   phase_ = EnginePhase::kRestarting;
   const std::string reason = failure_ ? fmt::format("{} ({})", how, failure_->message) : how;
-  const auto delay = policy_.after_death(Clock::now());
+  const auto delay = policy_.after_death(Clock::now(), load_.steps > 0);
   events_.died(how);
+  load_ = {};
   if (!delay) {
     give_up(fmt::format(
         "the engine process {}; it died {} times within {} s, more often than it is restarted "

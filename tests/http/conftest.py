@@ -9,7 +9,7 @@ from harness import REPOSITORY, Server
 def pytest_addoption(parser):
     default = os.environ.get("PLAIT", str(REPOSITORY / "build" / "release" / "apps" / "plait" / "plait"))
     parser.addoption("--plait", default=default, help="the program under test")
-    parser.addoption("--crash-rounds", type=int, default=3, help="how often the crash test kills the engine")
+    parser.addoption("--crash-rounds", type=int, default=20, help="how often the crash test kills the engine")
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ async def stream(port, body, barrier, sent):
 def test_a_thousand_streams(serve):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))
-    server = serve("--max-running-requests", CLIENTS, "--dtype", "float32")
+    server = serve("--max-running-requests", CLIENTS)
     prompts = [task["prompt"] for task in EVAL_TASKS[:20]]
     bodies = [chat_body(prompt, max_tokens=TOKENS, ignore_eos=True, stream=True) for prompt in prompts]
 

@@ -266,21 +266,31 @@ TEST(Ledger, NothingIsLostOrRepeatedWhateverTheMoment) {
   std::printf("tried %d rounds with %ld crashes at random moments\n", kRounds, static_cast<long>(crashes));
 }
 
-TEST(RestartPolicy, RestartsAtOnceThenSlowerThenGivesUp) {
+TEST(RestartPolicy, FruitlessRestartsBecomeSlowerThenEnd) {
   RestartPolicy policy(3, seconds(60));
-  EXPECT_EQ(policy.after_death(kNow), milliseconds(0));
-  const auto second = policy.after_death(kNow + seconds(1));
-  const auto third = policy.after_death(kNow + seconds(2));
+  EXPECT_EQ(policy.after_death(kNow, false), milliseconds(0));
+  const auto second = policy.after_death(kNow + seconds(1), false);
+  const auto third = policy.after_death(kNow + seconds(2), false);
   ASSERT_TRUE(second && third);
   EXPECT_GT(*second, milliseconds(0));
   EXPECT_GT(*third, *second);
-  EXPECT_EQ(policy.after_death(kNow + seconds(3)), std::nullopt);
+  EXPECT_EQ(policy.after_death(kNow + seconds(3), false), std::nullopt);
+}
+
+TEST(RestartPolicy, AnEngineThatWorkedIsStartedAgainAtOnce) {
+  RestartPolicy policy(5, seconds(60));
+  EXPECT_EQ(policy.after_death(kNow, false), milliseconds(0));
+  EXPECT_GT(policy.after_death(kNow + seconds(1), false), milliseconds(0));
+  EXPECT_EQ(policy.after_death(kNow + seconds(2), true), milliseconds(0));
+  EXPECT_EQ(policy.after_death(kNow + seconds(3), false), milliseconds(0)) << "the next one begins anew";
+  EXPECT_EQ(policy.after_death(kNow + seconds(4), true), milliseconds(0));
+  EXPECT_EQ(policy.after_death(kNow + seconds(5), true), std::nullopt) << "the number of deaths stays bounded";
 }
 
 TEST(RestartPolicy, OldDeathsAreForgiven) {
   RestartPolicy policy(1, seconds(60));
   for (int hour = 0; hour < 100; ++hour) {
-    EXPECT_EQ(policy.after_death(kNow + std::chrono::hours(hour)), milliseconds(0));
+    EXPECT_EQ(policy.after_death(kNow + std::chrono::hours(hour), hour % 2 == 0), milliseconds(0));
   }
 }
 

@@ -117,9 +117,11 @@ Status write_matrix(const WeightRequest& request, const RandomBlock& block, int6
 
 }  // namespace
 
-Result<LoadReport> load_dummy_weights(std::span<const WeightRequest> requests, DType dtype, int64_t fp8_block,
+Result<LoadReport> load_dummy_weights(std::span<const WeightRequest> all_requests, DType dtype, int64_t fp8_block,
                                       const LoadOptions& options) {
   const auto begin = std::chrono::steady_clock::now();
+  std::vector<WeightRequest> requests(all_requests.begin(), all_requests.end());
+  std::erase_if(requests, [](const WeightRequest& request) { return !request.write; });
   if (dtype != DType::kF32 && dtype != DType::kBF16 && dtype != DType::kF16)
     return unsupported(fmt::format("dummy weights in {}; only BF16, F16 and F32", name_of(dtype)));
   const auto is_fp8 = [&](const WeightRequest& request) {

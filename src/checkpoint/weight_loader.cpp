@@ -1,9 +1,11 @@
 #include "checkpoint/weight_loader.h"
 
 #include <set>
+#include <unordered_map>
 
 #include <fmt/ranges.h>
 
+#include "base/assert.h"
 #include "checkpoint/load_jobs.h"
 #include "checkpoint/mapped_file.h"
 #include "checkpoint/tensor_names.h"
@@ -179,6 +181,7 @@ LoadReport report_of(const Checkpoint& checkpoint, const std::vector<Job>& jobs,
   std::set<const StoredTensor*> used;
   for (const Job& job : jobs) {
     used.insert({job.tensor, job.scales});
+    if (!job.request->write) continue;
     report.bytes += job.size_bytes();
     report.tensors += job.scales ? 2 : 1;
   }
@@ -192,6 +195,33 @@ LoadReport report_of(const Checkpoint& checkpoint, const std::vector<Job>& jobs,
 
 }  // namespace
 
+std::vector<WeightRequest> merge_requests(std::vector<std::vector<WeightRequest>> of_shards) {
+  if (of_shards.size() == 1) return std::move(of_shards.front());
+  using Writes = std::vector<std::function<Status(const WeightSource&)>>;
+  std::vector<WeightRequest> merged;
+  std::vector<Writes> writes;
+  std::unordered_map<std::string, size_t> index_of;
+  for (std::vector<WeightRequest>& requests : of_shards)
+    for (WeightRequest& request : requests) {
+      const auto [entry, is_new] = index_of.try_emplace(request.name, merged.size());
+      const size_t index = entry->second;
+      if (is_new) {
+        writes.emplace_back();
+        merged.push_back({request.name, request.shape, request.may_be_quantised, {}});
+      }
+      PLAIT_ASSERT(merged[index].shape == request.shape, "shards of one model expect the same tensors");
+      if (request.write) writes[index].push_back(std::move(request.write));
+    }
+  for (size_t i = 0; i < merged.size(); ++i) {
+    if (writes[i].empty()) continue;
+    merged[i].write = [all = std::move(writes[i])](const WeightSource& source) -> Status {
+      for (const auto& write : all) PLAIT_RETURN_IF_ERROR(write(source));
+      return {};
+    };
+  }
+  return merged;
+}
+
 Result<LoadReport> check_weights(const Checkpoint& checkpoint, std::span<const WeightRequest> requests,
                                  int64_t num_hidden_layers) {
   PLAIT_ASSIGN_OR_RETURN(const std::vector<Job> jobs, plan_jobs(checkpoint, requests));
@@ -201,8 +231,9 @@ Result<LoadReport> check_weights(const Checkpoint& checkpoint, std::span<const W
 Result<LoadReport> load_weights(const Checkpoint& checkpoint, std::span<const WeightRequest> requests,
                                 const LoadOptions& options) {
   const auto begin = std::chrono::steady_clock::now();
-  PLAIT_ASSIGN_OR_RETURN(const std::vector<Job> jobs, plan_jobs(checkpoint, requests));
+  PLAIT_ASSIGN_OR_RETURN(std::vector<Job> jobs, plan_jobs(checkpoint, requests));
   LoadReport report = report_of(checkpoint, jobs, options.num_hidden_layers);
+  std::erase_if(jobs, [](const Job& job) { return !job.request->write; });
   std::vector<size_t> job_bytes;
   job_bytes.reserve(jobs.size());
   for (const Job& job : jobs) job_bytes.push_back(job.size_bytes());

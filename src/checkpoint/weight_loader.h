@@ -2,7 +2,8 @@
 //
 // The model lists what it expects (WeightRequest); the loader finds each tensor, checks its shape and dtype and calls
 // the request's `write` with a source that points into the memory map. `write` runs on loader threads, once per
-// request, and may only touch memory that is that request's own.
+// request, and may only touch memory that is that request's own. Several ranks of a process load together: their
+// requests are merged by name, so that each byte is still read and checked once.
 #pragma once
 
 #include <atomic>
@@ -22,7 +23,7 @@ struct WeightRequest {
   std::vector<int64_t> shape;  // [rows, cols] or [cols]
   // May be FP8 with a sibling "<name>_scale_inv".
   bool may_be_quantised = false;
-  std::function<Status(const WeightSource&)> write;
+  std::function<Status(const WeightSource&)> write;  // empty: the tensor is expected, but nothing of it is needed here
 };
 
 struct LoadReport {
@@ -41,6 +42,10 @@ struct LoadOptions {
   int64_t num_hidden_layers = 0;  // tensors of layers from here on belong to MTP; 0: not known
   LoadProgress progress;          // may be empty
 };
+
+// The requests of several shards of one model as one list: of equal names, which have equal shapes, one request that
+// writes to all.
+std::vector<WeightRequest> merge_requests(std::vector<std::vector<WeightRequest>> of_shards);
 
 // Errors (kCorrupt) name every missing tensor and every wrong shape or dtype, not only the first; names that differ in
 // numbers only are folded (tensor_names.h). NaN in FP8 weights and scales that are not finite and positive are refused.

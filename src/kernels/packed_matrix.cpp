@@ -32,6 +32,9 @@ Status check_source(const PackedMatrix& matrix, int64_t first_row, const WeightS
   if (source.block != kScaleInputs)
     return unsupported(
         fmt::format("FP8 scale blocks of {} are not supported in FP8 memory, only of {}", source.block, kScaleInputs));
+  if (source.first_col % kScaleInputs != 0)
+    return unsupported(fmt::format("a part that begins at column {}, inside a block of FP8 scales, cannot stay FP8",
+                                   source.first_col));
   return {};
 }
 

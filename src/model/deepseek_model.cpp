@@ -38,7 +38,10 @@ Status check_uniform_experts(int64_t layer, std::span<const FeedForwardWeights> 
 }  // namespace
 
 DeepseekModel::DeepseekModel(const ModelConfig& config, const ModelOptions& options)
-    : config_(config), options_(options), attention_(config, options.activation), experts_(config) {}
+    : config_(config),
+      options_(options),
+      attention_(config, options.shard.heads.of(config.num_attention_heads).size(), options.activation),
+      experts_(config) {}
 
 std::vector<WeightRequest> DeepseekModel::weight_requests() {
   DeepseekRequests made = deepseek_weight_requests(config_, options_, weights_);
@@ -48,10 +51,13 @@ std::vector<WeightRequest> DeepseekModel::weight_requests() {
 
 Status DeepseekModel::finish_loading() {
   // Absorbed matrices were made where kv_b was in hand (deepseek_weights.cpp): nothing has to be read twice.
-  if (weights_.lm_head.out_features() != config_.vocab_size || weights_.embedding.size_bytes() == 0)
+  const bool embeds = options_.shard.is_first_stage(), heads = options_.shard.is_last_stage(config_.num_hidden_layers);
+  if ((heads && weights_.lm_head.out_features() != weights_.head_ids.size()) ||
+      (embeds && weights_.embedding.size_bytes() == 0))
     return internal("finish_loading() was called before the weights were written");
   for (size_t layer = 0; layer < weights_.layers.size(); ++layer)
-    PLAIT_RETURN_IF_ERROR(check_uniform_experts(static_cast<int64_t>(layer), weights_.layers[layer].moe.experts));
+    PLAIT_RETURN_IF_ERROR(
+        check_uniform_experts(weights_.first_layer + static_cast<int64_t>(layer), weights_.layers[layer].moe.experts));
   loaded_ = true;
   return {};
 }
@@ -62,7 +68,7 @@ size_t DeepseekModel::weight_bytes() const {
 
 KvSpec DeepseekModel::kv_spec() const {
   KvSpec spec;
-  spec.components.push_back(attention_.kv_component(config_.num_hidden_layers));
+  spec.components.push_back(attention_.kv_component(options_.shard.layers_of(config_.num_hidden_layers).size()));
   return spec;
 }
 
@@ -88,19 +94,78 @@ size_t DeepseekModel::scratch_bytes(int64_t rows, int64_t context_tokens) const 
   return needed + needed / 4;  // what Workspace holds in reserve
 }
 
+void DeepseekModel::begin_step(const Step& step) {
+  PLAIT_ASSERT(loaded_, "a step before finish_loading()");
+  rows_.assign(step);
+}
+
+void DeepseekModel::embed(const Context& context, std::span<const int32_t> token_ids, Rows y) {
+  const Range ids = weights_.embedding_ids;
+  kernels::embed(context, {weights_.embedding.data(), weights_.embedding_dtype, ids.begin, ids.size()}, token_ids, y);
+}
+
+const std::vector<float>& DeepseekModel::norm_weights(NormPlace place, int64_t layer) const {
+  switch (place) {
+    case NormPlace::kAttention:
+      return weights_of(layer).input_norm;
+    case NormPlace::kFeedForward:
+      return weights_of(layer).post_attention_norm;
+    case NormPlace::kHead:
+      break;
+  }
+  return weights_.final_norm;
+}
+
+void DeepseekModel::norm(const Context& context, NormPlace place, int64_t layer, ConstRows residual, Rows y) {
+  kernels::rms_norm(context, residual, norm_weights(place, layer).data(), static_cast<float>(config_.rms_norm_eps), y);
+}
+
+void DeepseekModel::add_norm(const Context& context, NormPlace place, int64_t layer, ConstRows delta, Rows residual,
+                             Rows y) {
+  kernels::add_rms_norm(context, delta, residual, norm_weights(place, layer).data(),
+                        static_cast<float>(config_.rms_norm_eps), y);
+}
+
+void DeepseekModel::attention(const Context& context, int64_t layer, const Step& step, const KvMemory& kv, ConstRows x,
+                              Rows y) {
+  const KvMemory::Component& latents = kv.components.front();
+  std::byte* data = latents.data + (layer - weights_.first_layer) * latents.layer_stride_bytes;
+  attention_.forward(context, weights_of(layer).attention, step.positions, rows_,
+                     attention_.cache(data, kv.page_tokens), x, y);
+}
+
+void DeepseekModel::dense(const Context& context, int64_t layer, ConstRows x, Rows y) {
+  feed_forward(context, weights_of(layer).dense, x, y);
+}
+
+Routing DeepseekModel::route(const Context& context, int64_t layer, ConstRows x) {
+  return experts_.route(context, weights_of(layer).moe, x);
+}
+
+void DeepseekModel::shared(const Context& context, int64_t layer, ConstRows x, Rows y) {
+  experts_.shared(context, weights_of(layer).moe, x, y);
+}
+
+void DeepseekModel::routed(const Context& context, int64_t layer, const Routing& routing, ConstRows x, Rows y) {
+  experts_.routed(context, weights_of(layer).moe, routing, x, y);
+}
+
+void DeepseekModel::logits(const Context& context, ConstRows x, Rows logits) {
+  kernels::linear(context, x, weights_.lm_head, logits);
+}
+
 void DeepseekModel::forward(const Context& context, const Step& step, const KvMemory& kv, Rows logits,
                             ForwardObserver* observer) {
-  PLAIT_ASSERT(loaded_, "forward() before finish_loading()");
   PLAIT_ASSERT(logits.rows == static_cast<int64_t>(step.logit_rows.size()), "one row of logits per wanted row");
   const int64_t rows = step.rows();
   if (rows == 0) return;
-  rows_.assign(step);
+  begin_step(step);
 
   const int64_t hidden = config_.hidden_size;
   const Rows residual = scratch::rows(context, scratch::kResidual, rows, hidden);
   const Rows normed = scratch::rows(context, scratch::kNormed, rows, hidden);
   const Rows delta = scratch::rows(context, scratch::kDelta, rows, hidden);
-  kernels::embed(context, weights_.embedding.data(), weights_.embedding_dtype, step.token_ids, residual);
+  embed(context, step.token_ids, residual);
   for (int64_t index = 0; index < config_.num_hidden_layers; ++index)
     layer(context, index, step, kv, residual, normed, delta, observer);
   if (!step.logit_rows.empty()) head(context, step, residual, delta, logits, observer);
@@ -110,33 +175,28 @@ void DeepseekModel::forward(const Context& context, const Step& step, const KvMe
 // norm that follows it. On exit the same holds for this layer.
 void DeepseekModel::layer(const Context& context, int64_t index, const Step& step, const KvMemory& kv, Rows residual,
                           Rows normed, Rows delta, ForwardObserver* observer) {
-  const LayerWeights& weights = weights_.layers[index];
-  const auto eps = static_cast<float>(config_.rms_norm_eps);
   if (index == 0)
-    kernels::rms_norm(context, residual, weights.input_norm.data(), eps, normed);
+    norm(context, NormPlace::kAttention, index, residual, normed);
   else
-    kernels::add_rms_norm(context, delta, residual, weights.input_norm.data(), eps, normed);
+    add_norm(context, NormPlace::kAttention, index, delta, residual, normed);
   if (observer) observer->layer_input(index, residual);
+  attention(context, index, step, kv, normed, delta);
 
-  const KvMemory::Component& latents = kv.components.front();
-  attention_.forward(context, weights.attention, step.positions, rows_,
-                     attention_.cache(latents.data + index * latents.layer_stride_bytes, kv.page_tokens), normed,
-                     delta);
-  kernels::add_rms_norm(context, delta, residual, weights.post_attention_norm.data(), eps, normed);
-
-  if (!config_.layer_has_experts(index)) {
-    feed_forward(context, weights.dense, normed, delta);
+  add_norm(context, NormPlace::kFeedForward, index, delta, residual, normed);
+  if (!has_experts(index)) {
+    dense(context, index, normed, delta);
     return;
   }
-  const Routing routing = experts_.route(context, weights.moe, normed);
+  const Routing routing = route(context, index, normed);
   const int64_t k = config_.gate.experts_per_token;
   if (observer) observer->routed_experts(index, {routing.expert_ids, static_cast<size_t>(normed.rows * k)}, k);
-  experts_.forward(context, weights.moe, routing, normed, delta);
+  shared(context, index, normed, delta);
+  routed(context, index, routing, normed, delta);
 }
 
 // Final norm and head of the rows whose logits are wanted.
 void DeepseekModel::head(const Context& context, const Step& step, Rows residual, Rows delta, Rows logits,
-                         ForwardObserver* observer) const {
+                         ForwardObserver* observer) {
   const int64_t wanted = logits.rows;
   if (wanted < residual.rows) {
     const Rows wanted_residual = scratch::rows(context, scratch::kLogitResidual, wanted, residual.cols);
@@ -149,10 +209,9 @@ void DeepseekModel::head(const Context& context, const Step& step, Rows residual
     delta = wanted_delta;
   }
   const Rows normed = scratch::rows(context, scratch::kNormed, wanted, residual.cols);
-  kernels::add_rms_norm(context, delta, residual, weights_.final_norm.data(), static_cast<float>(config_.rms_norm_eps),
-                        normed);
+  add_norm(context, NormPlace::kHead, /*layer=*/-1, delta, residual, normed);
   if (observer) observer->final_hidden(normed);
-  kernels::linear(context, normed, weights_.lm_head, logits);
+  this->logits(context, normed, logits);
 }
 
 StepCost DeepseekModel::cost(const Step& step, int64_t distinct_experts) const {

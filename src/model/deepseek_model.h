@@ -24,11 +24,27 @@ class DeepseekModel : public Model {
                ForwardObserver* observer) override;
   StepCost cost(const Step& step, int64_t distinct_experts) const override;
 
+  void begin_step(const Step& step) override;
+  void embed(const kernels::Context& context, std::span<const int32_t> token_ids, Rows y) override;
+  void norm(const kernels::Context& context, NormPlace place, int64_t layer, ConstRows residual, Rows y) override;
+  void add_norm(const kernels::Context& context, NormPlace place, int64_t layer, ConstRows delta, Rows residual,
+                Rows y) override;
+  void attention(const kernels::Context& context, int64_t layer, const Step& step, const KvMemory& kv, ConstRows x,
+                 Rows y) override;
+  bool has_experts(int64_t layer) const override { return config_.layer_has_experts(layer); }
+  void dense(const kernels::Context& context, int64_t layer, ConstRows x, Rows y) override;
+  Routing route(const kernels::Context& context, int64_t layer, ConstRows x) override;
+  void shared(const kernels::Context& context, int64_t layer, ConstRows x, Rows y) override;
+  void routed(const kernels::Context& context, int64_t layer, const Routing& routing, ConstRows x, Rows y) override;
+  void logits(const kernels::Context& context, ConstRows x, Rows logits) override;
+
  private:
+  const LayerWeights& weights_of(int64_t layer) const { return weights_.layers[layer - weights_.first_layer]; }
+  const std::vector<float>& norm_weights(NormPlace place, int64_t layer) const;
   void layer(const kernels::Context& context, int64_t index, const Step& step, const KvMemory& kv, Rows residual,
              Rows normed, Rows delta, ForwardObserver* observer);
   void head(const kernels::Context& context, const Step& step, Rows residual, Rows delta, Rows logits,
-            ForwardObserver* observer) const;
+            ForwardObserver* observer);
   void add_layer_cost(const LayerWeights& weights, const Step& step, double distinct_experts, StepCost& cost) const;
 
   const ModelConfig config_;

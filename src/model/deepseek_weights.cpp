@@ -1,6 +1,7 @@
 #include "model/deepseek_weights.h"
 
 #include <mutex>
+#include <numeric>
 
 #include "tensor/weight_source.h"
 
@@ -22,7 +23,8 @@ Result<WeightFormat> stored_format(const WeightSource& source) {
     case DType::kBF16:
       return WeightFormat::kBF16;
     case DType::kF8E4M3:
-      if (source.scales) return WeightFormat::kF8Block;
+      // A part that begins inside a block of scales keeps its values as float32: they have no FP8 form of their own.
+      if (source.scales) return source.first_col % kFp8Block == 0 ? WeightFormat::kF8Block : WeightFormat::kF32;
       return corrupt("F8_E4M3 without its weight_scale_inv tensor");
     default:
       return unsupported(fmt::format("weights stored as {} cannot be used", name_of(source.dtype)));
@@ -76,14 +78,14 @@ class Packer {
     return matrix.pack_rows(first_row, source);
   }
 
-  // kv_b as stored, and head by head the two matrices of the absorbed form.
+  // kv_b of the local heads as stored, and head by head the two matrices of the absorbed form.
   Status pack_kv_b(MlaWeights& weights, const WeightSource& source) {
     PLAIT_RETURN_IF_ERROR(pack(weights.kv_b, source.rows, source.cols, 0, source));
     const WeightFormat format = absorbed_format(weights.kv_b.format());
     const int64_t nope = config_.qk_nope_head_dim, v = config_.v_head_dim, latent = config_.kv_lora_rank;
     std::vector<float> row(latent), keys(latent * nope), values(v * latent);
-    for (int64_t head = 0; head < config_.num_attention_heads; ++head) {
-      const int64_t first_row = head * (nope + v);
+    for (size_t head = 0; head < weights.w_uk.size(); ++head) {
+      const int64_t first_row = static_cast<int64_t>(head) * (nope + v);
       for (int64_t i = 0; i < nope; ++i) {
         source.decode_row(first_row + i, row.data());
         for (int64_t c = 0; c < latent; ++c) keys[c * nope + i] = row[c];
@@ -98,7 +100,7 @@ class Packer {
   }
 
   // The lookup table in a dtype that embed() reads.
-  Status store_embedding(DeepseekWeights& weights, const WeightSource& source) {
+  void store_embedding(DeepseekWeights& weights, const WeightSource& source) {
     const bool as_stored = source.dtype == DType::kBF16 || source.dtype == DType::kF32;
     weights.embedding_dtype = source.dtype == DType::kBF16 ? DType::kBF16 : DType::kF32;
     weights.embedding = Buffer(source.rows * source.cols * size_of(weights.embedding_dtype));
@@ -107,8 +109,6 @@ class Packer {
     } else {
       for (int64_t i = 0; i < source.rows; ++i) source.decode_row(i, weights.embedding.as<float>() + i * source.cols);
     }
-    if (config_.tie_word_embeddings) return pack(weights.lm_head, source.rows, source.cols, 0, source);
-    return {};
   }
 
   // Formats that the configuration announces, for sizes before anything is loaded.
@@ -136,29 +136,52 @@ class Packer {
   std::mutex mutex_;  // of the making of matrices; packing itself runs in parallel
 };
 
+// Lists every tensor of the model. Of those that the shard has no part in, the request has nothing to write.
 class RequestBuilder {
  public:
   RequestBuilder(const ModelConfig& config, const ModelOptions& options)
-      : config_(config), packer_(std::make_shared<Packer>(config, options)) {}
+      : config_(config), shard_(options.shard), packer_(std::make_shared<Packer>(config, options)) {}
 
   void model(DeepseekWeights& weights) {
-    const int64_t vocab = config_.vocab_size, hidden = config_.hidden_size;
-    request(
-        "model.embed_tokens.weight", {vocab, hidden}, false,
-        [packer = packer_, &weights](const WeightSource& source) { return packer->store_embedding(weights, source); });
-    expect(vocab * hidden, packer_->announced_format(false));
-    if (config_.tie_word_embeddings)
-      expect(vocab * hidden, packer_->announced_format(false));
-    else
-      matrix("lm_head.weight", weights.lm_head, vocab, hidden, /*may_be_quantised=*/false);
-    floats("model.norm.weight", weights.final_norm, {hidden});
-    for (int64_t index = 0; index < config_.num_hidden_layers; ++index) layer(index, weights.layers[index]);
+    vocabulary(weights);
+    const Range layers = shard_.layers_of(config_.num_hidden_layers);
+    weights.layers.resize(layers.size());
+    weights.first_layer = layers.begin;
+    LayerWeights elsewhere;
+    for (int64_t index = 0; index < config_.num_hidden_layers; ++index) {
+      mine_ = layers.contains(index);
+      layer(index, mine_ ? weights.layers[index - layers.begin] : elsewhere);
+    }
   }
 
   DeepseekRequests take() { return std::move(result_); }
 
  private:
   using Write = std::function<Status(const WeightSource&)>;
+
+  void vocabulary(DeepseekWeights& weights) {
+    const int64_t vocab = config_.vocab_size, hidden = config_.hidden_size;
+    const Range ids = shard_.embedding.of(vocab), outputs = shard_.head.of(vocab);
+    const bool embeds = shard_.is_first_stage(), heads = shard_.is_last_stage(config_.num_hidden_layers);
+    const bool tied = config_.tie_word_embeddings;
+    weights.embedding_ids = ids;
+    weights.head_ids = outputs;
+
+    mine_ = embeds || (heads && tied);
+    request("model.embed_tokens.weight", {vocab, hidden}, false,
+            [packer = packer_, &weights, ids, outputs, embeds, makes_head = heads && tied](const WeightSource& source) {
+              if (embeds) packer->store_embedding(weights, source.slice_rows(ids.begin, ids.size()));
+              const WeightSource head = source.slice_rows(outputs.begin, outputs.size());
+              return makes_head ? packer->pack(weights.lm_head, head.rows, head.cols, 0, head) : Status();
+            });
+    if (embeds) expect(ids.size() * hidden, packer_->announced_format(false));
+    mine_ = heads;
+    if (tied)
+      expect(outputs.size() * hidden, packer_->announced_format(false));
+    else
+      part("lm_head.weight", {vocab, hidden}, rows_of(outputs), weights.lm_head, {outputs.size(), hidden}, 0, false);
+    floats("model.norm.weight", weights.final_norm, {hidden});
+  }
 
   void layer(int64_t index, LayerWeights& weights) {
     const std::string prefix = fmt::format("model.layers.{}.", index);
@@ -168,36 +191,42 @@ class RequestBuilder {
     if (config_.layer_has_experts(index))
       experts(prefix + "mlp.", weights.moe);
     else
-      feed_forward(prefix + "mlp.", weights.dense, config_.intermediate_size);
+      feed_forward(prefix + "mlp.", weights.dense, config_.intermediate_size, shard_.dense_width);
   }
 
   void attention(const std::string& prefix, MlaWeights& weights) {
-    const int64_t hidden = config_.hidden_size, heads = config_.num_attention_heads, latent = config_.kv_lora_rank;
-    const int64_t queries = heads * config_.qk_head_dim();
-    const int64_t head_rows = config_.qk_nope_head_dim + config_.v_head_dim;
-    const int64_t latent_begin = query_rows(config_);
-    const int64_t stacked = latent_begin + latent + config_.qk_rope_head_dim;
+    const int64_t hidden = config_.hidden_size, all_heads = config_.num_attention_heads, latent = config_.kv_lora_rank;
+    const Range heads = shard_.heads.of(all_heads);
+    const auto of_heads = [&](int64_t per_head) { return Range{heads.begin * per_head, heads.end * per_head}; };
+    const int64_t qk = config_.qk_head_dim(), kv = config_.qk_nope_head_dim + config_.v_head_dim;
+    const int64_t latent_begin = config_.q_lora_rank.value_or(heads.size() * qk);
+    const MatrixShape stacked{latent_begin + latent + config_.qk_rope_head_dim, hidden};
     if (config_.q_lora_rank) {
       const int64_t rank = *config_.q_lora_rank;
-      part(prefix + "q_a_proj.weight", weights.query_latent, {stacked, hidden}, 0, rank);
+      part(prefix + "q_a_proj.weight", {rank, hidden}, {}, weights.query_latent, stacked, 0);
       floats(prefix + "q_a_layernorm.weight", weights.q_a_norm, {rank});
-      matrix(prefix + "q_b_proj.weight", weights.q_b, queries, rank);
+      part(prefix + "q_b_proj.weight", {all_heads * qk, rank}, rows_of(of_heads(qk)), weights.q_b,
+           {heads.size() * qk, rank}, 0);
     } else {
-      part(prefix + "q_proj.weight", weights.query_latent, {stacked, hidden}, 0, queries);
+      part(prefix + "q_proj.weight", {all_heads * qk, hidden}, rows_of(of_heads(qk)), weights.query_latent, stacked, 0);
     }
-    part(prefix + "kv_a_proj_with_mqa.weight", weights.query_latent, {stacked, hidden}, latent_begin,
-         latent + config_.qk_rope_head_dim);
+    part(prefix + "kv_a_proj_with_mqa.weight", {latent + config_.qk_rope_head_dim, hidden}, {}, weights.query_latent,
+         stacked, latent_begin);
     floats(prefix + "kv_a_layernorm.weight", weights.kv_a_norm, {latent});
 
-    weights.w_uk.resize(heads);
-    weights.w_uv.resize(heads);
-    request(prefix + "kv_b_proj.weight", {heads * head_rows, latent}, true,
-            [packer = packer_, &weights](const WeightSource& source) { return packer->pack_kv_b(weights, source); });
+    weights.w_uk.resize(heads.size());
+    weights.w_uv.resize(heads.size());
+    request(prefix + "kv_b_proj.weight", {all_heads * kv, latent}, true,
+            [packer = packer_, &weights, rows = of_heads(kv)](const WeightSource& source) {
+              return packer->pack_kv_b(weights, source.slice_rows(rows.begin, rows.size()));
+            });
     const WeightFormat format = packer_->announced_format(true);
-    expect(heads * head_rows * latent, format);
-    expect(heads * head_rows * latent, packer_->absorbed_format(format));
+    expect(heads.size() * kv * latent, format);
+    expect(heads.size() * kv * latent, packer_->absorbed_format(format));
 
-    matrix(prefix + "o_proj.weight", weights.o, hidden, heads * config_.v_head_dim);
+    const Range values = of_heads(config_.v_head_dim);
+    part(prefix + "o_proj.weight", {hidden, all_heads * config_.v_head_dim}, cols_of(values), weights.o,
+         {hidden, values.size()}, 0);
   }
 
   void experts(const std::string& prefix, MoeWeights& weights) {
@@ -206,44 +235,61 @@ class RequestBuilder {
     if (config_.gate.method == GateMethod::kNoAuxTc)
       floats(prefix + "gate.e_score_correction_bias", weights.correction_bias, {count});
     if (config_.n_shared_experts > 0)
-      feed_forward(prefix + "shared_experts.", weights.shared, config_.n_shared_experts * width);
-    weights.experts.resize(count);
-    for (int64_t expert = 0; expert < count; ++expert)
-      feed_forward(prefix + fmt::format("experts.{}.", expert), weights.experts[expert], width);
+      feed_forward(prefix + "shared_experts.", weights.shared, config_.n_shared_experts * width, shard_.shared_width);
+    const Range local = shard_.experts.of(count);
+    weights.first_expert = static_cast<int32_t>(local.begin);
+    weights.experts.resize(local.size());
+    const bool mine = mine_;
+    FeedForwardWeights elsewhere;
+    for (int64_t expert = 0; expert < count; ++expert) {
+      mine_ = mine && local.contains(expert);
+      feed_forward(prefix + fmt::format("experts.{}.", expert),
+                   mine_ ? weights.experts[expert - local.begin] : elsewhere, width, shard_.expert_width);
+    }
+    mine_ = mine;
   }
 
-  void feed_forward(const std::string& prefix, FeedForwardWeights& weights, int64_t width) {
+  void feed_forward(const std::string& prefix, FeedForwardWeights& weights, int64_t width, ShardPart part_of_width) {
     const int64_t hidden = config_.hidden_size;
-    part(prefix + "gate_proj.weight", weights.gate_up, {2 * width, hidden}, 0, width);
-    part(prefix + "up_proj.weight", weights.gate_up, {2 * width, hidden}, width, width);
-    matrix(prefix + "down_proj.weight", weights.down, hidden, width);
+    const Range local = part_of_width.of(width, config_.fp8_block.value_or(1));
+    const bool mine = mine_;
+    mine_ = mine && local.size() > 0;
+    const MatrixShape gate_up{2 * local.size(), hidden};
+    part(prefix + "gate_proj.weight", {width, hidden}, rows_of(local), weights.gate_up, gate_up, 0);
+    part(prefix + "up_proj.weight", {width, hidden}, rows_of(local), weights.gate_up, gate_up, local.size());
+    part(prefix + "down_proj.weight", {hidden, width}, cols_of(local), weights.down, {hidden, local.size()}, 0);
+    mine_ = mine;
   }
 
-  // -- Kinds of targets
-  // ------------------------------------------------------------------------------------------------
+  // -- Kinds of targets --
 
-  void matrix(std::string name, PackedMatrix& target, int64_t out, int64_t in, bool may_be_quantised = true) {
-    part(std::move(name), target, {out, in}, 0, out, may_be_quantised);
-  }
-
-  struct StackShape {
+  struct MatrixShape {
     int64_t out, in;
   };
-  // `rows` rows of `target`, from `first_row` on.
-  void part(std::string name, PackedMatrix& target, StackShape shape, int64_t first_row, int64_t rows,
+  // The rectangle of a stored matrix that is local; an empty range: all.
+  struct Cut {
+    Range rows, cols;
+  };
+  static Cut rows_of(Range rows) { return {.rows = rows, .cols = {}}; }
+  static Cut cols_of(Range cols) { return {.rows = {}, .cols = cols}; }
+
+  // A cut of the tensor `name`, [stored.out, stored.in], becomes rows of `target` from `first_row` on.
+  void part(std::string name, MatrixShape stored, Cut cut, PackedMatrix& target, MatrixShape shape, int64_t first_row,
             bool may_be_quantised = true) {
-    request(std::move(name), {rows, shape.in}, may_be_quantised,
-            [packer = packer_, &target, shape, first_row](const WeightSource& source) {
-              return packer->pack(target, shape.out, shape.in, first_row, source);
+    if (cut.rows.size() == 0) cut.rows = {0, stored.out};
+    if (cut.cols.size() == 0) cut.cols = {0, stored.in};
+    request(std::move(name), {stored.out, stored.in}, may_be_quantised,
+            [packer = packer_, &target, shape, first_row, cut](const WeightSource& source) {
+              return packer->pack(target, shape.out, shape.in, first_row,
+                                  source.slice(cut.rows.begin, cut.rows.size(), cut.cols.begin, cut.cols.size()));
             });
-    expect(rows * shape.in, packer_->announced_format(may_be_quantised));
+    expect(cut.rows.size() * cut.cols.size(), packer_->announced_format(may_be_quantised));
   }
 
   void floats(std::string name, std::vector<float>& target, std::vector<int64_t> shape) {
-    int64_t count = 1;
-    for (const int64_t extent : shape) count *= extent;
-    target.resize(count);
+    const int64_t count = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
     request(std::move(name), std::move(shape), false, [&target](const WeightSource& source) -> Status {
+      target.resize(source.rows * source.cols);
       for (int64_t i = 0; i < source.rows; ++i) source.decode_row(i, target.data() + i * source.cols);
       return {};
     });
@@ -255,27 +301,25 @@ class RequestBuilder {
     request.name = std::move(name);
     request.shape = std::move(shape);
     request.may_be_quantised = may_be_quantised;
-    request.write = std::move(write);
+    if (mine_) request.write = std::move(write);
   }
 
   void expect(int64_t weights, WeightFormat format) {
+    if (!mine_) return;
     result_.expected_bytes += static_cast<size_t>(static_cast<double>(weights) * bytes_per_weight(format));
   }
 
   const ModelConfig& config_;
+  const ModelShard shard_;
   std::shared_ptr<Packer> packer_;
+  bool mine_ = true;  // whether the shard holds a part of what is being listed
   DeepseekRequests result_;
 };
 
 }  // namespace
 
-int64_t query_rows(const ModelConfig& config) {
-  return config.q_lora_rank.value_or(config.num_attention_heads * config.qk_head_dim());
-}
-
 DeepseekRequests deepseek_weight_requests(const ModelConfig& config, const ModelOptions& options,
                                           DeepseekWeights& weights) {
-  weights.layers.resize(config.num_hidden_layers);
   RequestBuilder builder(config, options);
   builder.model(weights);
   return builder.take();

@@ -18,6 +18,8 @@
 
 namespace plait {
 
+// `heads`, widths and numbers of experts below are the local ones of the rank's shard. A matrix of which it holds
+// nothing has no outputs.
 struct MlaWeights {
   // Queries (q_a_proj, or q_proj where there is no q_lora), then kv_a_proj_with_mqa: all that the hidden state feeds.
   kernels::PackedMatrix query_latent;       // [query_rows + kv_lora_rank + qk_rope, hidden]
@@ -40,7 +42,8 @@ struct MoeWeights {
   std::vector<float> router;                // [n_routed_experts, hidden], float32 whatever is stored
   std::vector<float> correction_bias;       // [n_routed_experts]; only with noaux_tc
   FeedForwardWeights shared;                // only if n_shared_experts > 0
-  std::vector<FeedForwardWeights> experts;  // [n_routed_experts]
+  int32_t first_expert = 0;                 // of the local ones
+  std::vector<FeedForwardWeights> experts;  // [local experts]
 };
 
 struct LayerWeights {
@@ -52,19 +55,20 @@ struct LayerWeights {
 };
 
 struct DeepseekWeights {
-  Buffer embedding;  // [vocab, hidden], embedding_dtype
+  Range embedding_ids;  // token ids whose rows are local
+  Buffer embedding;     // [ids, hidden], embedding_dtype; only in the first pipeline stage
   DType embedding_dtype = DType::kBF16;
-  std::vector<LayerWeights> layers;
-  std::vector<float> final_norm;  // [hidden]
-  kernels::PackedMatrix lm_head;  // [vocab, hidden]; the embedding once more if they are tied
+  int64_t first_layer = 0;
+  std::vector<LayerWeights> layers;  // of this pipeline stage
+  std::vector<float> final_norm;     // [hidden]; it and the head only in the last pipeline stage
+  Range head_ids;                    // token ids whose logits are local
+  kernels::PackedMatrix lm_head;     // [ids, hidden]; the embedding once more if they are tied
 };
 
-// Width of the queries in MlaWeights::query_latent: q_lora_rank, or heads * (qk_nope + qk_rope).
-int64_t query_rows(const ModelConfig& config);
-
-// Every tensor that the configuration announces; `weights` must stay where it is until all are written. How a matrix is
-// stored follows the tensor that arrives: F32 and F16 become F32, BF16 stays, FP8 stays with its scales. The matrices
-// of the absorbed form are dequantised to BF16, or to F32 where that would lose what float32 activations can see.
+// Every tensor that the configuration announces, without a `write` where options.shard has no part in it; `weights`
+// must stay where it is until all are written. How a matrix is stored follows the tensor that arrives: F32 and F16
+// become F32, BF16 stays, FP8 stays with its scales. The matrices of the absorbed form are dequantised to BF16, or to
+// F32 where that would lose what float32 activations can see.
 struct DeepseekRequests {
   std::vector<WeightRequest> requests;
   size_t expected_bytes = 0;  // of `weights` when all is loaded, if dtypes are as the configuration says

@@ -22,6 +22,10 @@ ConstRows activate(const Context& context, ConstRows gate_up) {
 }  // namespace
 
 void feed_forward(const Context& context, const FeedForwardWeights& weights, ConstRows x, Rows y) {
+  if (weights.down.in_features() == 0) {
+    std::fill_n(y.data, y.rows * y.cols, 0.0f);
+    return;
+  }
   const Rows gate_up = scratch::rows(context, scratch::kGateUp, x.rows, weights.gate_up.out_features());
   kernels::linear(context, x, weights.gate_up, gate_up);
   kernels::linear(context, activate(context, gate_up), weights.down, y);
@@ -31,7 +35,7 @@ size_t feed_forward_scratch_bytes(int64_t rows, int64_t width) {
   return rows * 3 * width * sizeof(float);
 }
 
-ExpertLayer::ExpertLayer(const ModelConfig& config) : gate_(config.gate), has_shared_(config.n_shared_experts > 0) {}
+ExpertLayer::ExpertLayer(const ModelConfig& config) : gate_(config.gate) {}
 
 Routing ExpertLayer::route(const Context& context, const MoeWeights& weights, ConstRows x) const {
   const int64_t pairs = x.rows * gate_.experts_per_token;
@@ -44,20 +48,20 @@ Routing ExpertLayer::route(const Context& context, const MoeWeights& weights, Co
   return routing;
 }
 
-void ExpertLayer::forward(const Context& context, const MoeWeights& weights, const Routing& routing, ConstRows x,
-                          Rows y) {
-  const int64_t k = gate_.experts_per_token;
-  if (has_shared_)
-    feed_forward(context, weights.shared, x, y);
-  else
-    std::fill_n(y.data, y.rows * y.cols, 0.0f);
+void ExpertLayer::shared(const Context& context, const MoeWeights& weights, ConstRows x, Rows y) const {
+  feed_forward(context, weights.shared, x, y);
+}
 
+void ExpertLayer::routed(const Context& context, const MoeWeights& weights, const Routing& routing, ConstRows x,
+                         Rows y) {
+  if (weights.experts.empty() || weights.experts.front().down.in_features() == 0) return;
+  const int64_t k = gate_.experts_per_token;
   const ExpertOrder order = ExpertOrder::make({routing.expert_ids, static_cast<size_t>(x.rows * k)}, x.rows, k,
-                                              /*first_expert=*/0, gate_.experts);
+                                              weights.first_expert, static_cast<int32_t>(weights.experts.size()));
   gate_up_groups_.clear();
   down_groups_.clear();
   for (size_t group = 0; group < order.expert_of_group.size(); ++group) {
-    const FeedForwardWeights& expert = weights.experts[order.expert_of_group[group]];
+    const FeedForwardWeights& expert = weights.experts[order.expert_of_group[group] - weights.first_expert];
     const int64_t begin = order.group_begin[group], count = order.group_begin[group + 1] - begin;
     gate_up_groups_.push_back({&expert.gate_up, begin, count});
     down_groups_.push_back({&expert.down, begin, count});

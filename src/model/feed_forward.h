@@ -15,29 +15,24 @@
 
 namespace plait {
 
-// y = down(silu(gate(x)) * up(x)). x: [rows, hidden]; y: [rows, hidden]
+// y = down(silu(gate(x)) * up(x)), zeros if no part of the width is local. x: [rows, hidden]; y: [rows, hidden]
 void feed_forward(const kernels::Context& context, const FeedForwardWeights& weights, ConstRows x, Rows y);
 size_t feed_forward_scratch_bytes(int64_t rows, int64_t width);
-
-// Experts of every row and their weights, in workspace memory that the products of the same layer leave alone.
-struct Routing {
-  int32_t* expert_ids = nullptr;  // [rows, experts_per_token]
-  float* weights = nullptr;       // [rows, experts_per_token]
-};
 
 class ExpertLayer {
  public:
   explicit ExpertLayer(const ModelConfig& config);
 
   Routing route(const kernels::Context& context, const MoeWeights& weights, ConstRows x) const;
-  // y = shared experts(x) + sum over the routed experts of weight * expert(x). x, y: [rows, hidden]
-  void forward(const kernels::Context& context, const MoeWeights& weights, const Routing& routing, ConstRows x, Rows y);
+  // y = shared experts(x), zeros if there are none. x, y: [rows, hidden]
+  void shared(const kernels::Context& context, const MoeWeights& weights, ConstRows x, Rows y) const;
+  // y += sum over the local routed experts of weight * expert(x). x, y: [rows, hidden]
+  void routed(const kernels::Context& context, const MoeWeights& weights, const Routing& routing, ConstRows x, Rows y);
 
   size_t scratch_bytes(const ModelConfig& config, int64_t rows) const;
 
  private:
   const GateConfig gate_;
-  const bool has_shared_;
   // Reused from layer to layer
   std::vector<kernels::RowGroup> gate_up_groups_;
   std::vector<kernels::RowGroup> down_groups_;

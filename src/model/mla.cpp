@@ -71,14 +71,14 @@ void MlaRows::assign(const Step& step) {
   }
 }
 
-MlaAttention::MlaAttention(const ModelConfig& config, kernels::Activation activation)
-    : heads_(config.num_attention_heads),
+MlaAttention::MlaAttention(const ModelConfig& config, int64_t heads, kernels::Activation activation)
+    : heads_(heads),
       nope_(config.qk_nope_head_dim),
       rope_(config.qk_rope_head_dim),
       v_(config.v_head_dim),
       latent_(config.kv_lora_rank),
       q_lora_rank_(config.q_lora_rank.value_or(0)),
-      query_rows_(query_rows(config)),
+      query_rows_(config.q_lora_rank.value_or(heads * config.qk_head_dim())),
       rope_table_(kernels::RopeTable::make(config.rope, config.qk_rope_head_dim)),
       softmax_scale_(static_cast<float>(kernels::mla_softmax_scale(config.rope, config.qk_head_dim()))),
       cache_dtype_(activation == kernels::Activation::kFloat32 ? DType::kF32 : DType::kBF16) {}
@@ -175,8 +175,12 @@ size_t MlaAttention::kernel_scratch_bytes(int64_t rows, int64_t context_tokens) 
   constexpr int64_t kBound = int64_t{4} << 20, kTileTokens = 64, kPartialTokens = 512, kPartials = 32;
   const int64_t expanded =
       std::max(heads_ * (nope_ + v_) * kTileTokens, std::min(kBound, heads_ * (nope_ + v_) * context_tokens));
-  const int64_t partials = std::min(context_tokens / kPartialTokens + 1, kPartials) * heads_ * (latent_ + 2 * 16);
-  const int64_t wave = std::max(partials, std::min(kBound, rows * partials));
+  // Of one absorbed query, padded to vectors: itself, and what each of its partitions has seen.
+  constexpr int64_t kVector = 16;
+  const auto padded = [](int64_t width) { return (width / kVector + 2) * kVector; };
+  const int64_t partitions = std::min(context_tokens / kPartialTokens + 1, kPartials);
+  const int64_t query = padded(heads_) * (padded(latent_ + rope_) + partitions * padded(latent_ + 2));
+  const int64_t wave = std::max(query, std::min(kBound, rows * query));
   const int64_t softmax = 2 * rows * heads_;
   return (expanded * 3 + wave + softmax) * sizeof(float);
 }

@@ -43,7 +43,8 @@ struct MlaRows {
 
 class MlaAttention {
  public:
-  MlaAttention(const ModelConfig& config, kernels::Activation activation);
+  // `heads`: the local ones.
+  MlaAttention(const ModelConfig& config, int64_t heads, kernels::Activation activation);
 
   // One latent per token and layer: kv_lora_rank values after the norm, then qk_rope_head_dim after the rotation.
   KvComponent kv_component(int64_t layers) const;

@@ -15,6 +15,7 @@
 #include "checkpoint/weight_loader.h"
 #include "kernels/context.h"
 #include "model/kv_spec.h"
+#include "model/shard.h"
 #include "model/step.h"
 #include "tensor/matrix.h"
 
@@ -45,6 +46,13 @@ class ForwardObserver {
 struct ModelOptions {
   kernels::Implementation implementation = kernels::Implementation::kFast;
   kernels::Activation activation = kernels::Activation::kBFloat16;
+  ModelShard shard;
+};
+
+// Experts of every row and their weights, in workspace memory that the products of the same layer leave alone.
+struct Routing {
+  int32_t* expert_ids = nullptr;  // [rows, experts_per_token]
+  float* weights = nullptr;       // [rows, experts_per_token]
 };
 
 // What a step must read and compute at least; `plait bench` divides by it.
@@ -54,10 +62,41 @@ struct StepCost {
   double flops = 0;
 };
 
-class Model {
- public:
-  virtual ~Model() = default;
+// Where a norm stands.
+enum class NormPlace : uint8_t { kAttention, kFeedForward, kHead };
 
+// The stages of a forward pass, on the rows and the part of the model that one rank holds. They communicate with
+// nobody: where rows are needed and which sums are owed is the plan's knowledge (layout/), and whoever carries out the
+// plan moves rows between stages. Rows are [rows, hidden] unless said otherwise; layers count from the model's first.
+class ModelStages {
+ public:
+  virtual ~ModelStages() = default;
+
+  // Before the others, once per step; refers to the step until the next one.
+  virtual void begin_step(const Step& step) = 0;
+  // Owes a sum if the vocabulary is divided.
+  virtual void embed(const kernels::Context& context, std::span<const int32_t> token_ids, Rows y) = 0;
+  virtual void norm(const kernels::Context& context, NormPlace place, int64_t layer, ConstRows residual, Rows y) = 0;
+  // residual += delta, then the norm.
+  virtual void add_norm(const kernels::Context& context, NormPlace place, int64_t layer, ConstRows delta, Rows residual,
+                        Rows y) = 0;
+  // The step's own rows. Owes a sum if heads are divided.
+  virtual void attention(const kernels::Context& context, int64_t layer, const Step& step, const KvMemory& kv,
+                         ConstRows x, Rows y) = 0;
+  virtual bool has_experts(int64_t layer) const = 0;
+  // Layers without experts. Owes a sum if the width is divided.
+  virtual void dense(const kernels::Context& context, int64_t layer, ConstRows x, Rows y) = 0;
+  // Layers with experts: the choice, then y = shared(x), then y += routed(x). Each owes a sum if its width, or the
+  // experts, are divided.
+  virtual Routing route(const kernels::Context& context, int64_t layer, ConstRows x) = 0;
+  virtual void shared(const kernels::Context& context, int64_t layer, ConstRows x, Rows y) = 0;
+  virtual void routed(const kernels::Context& context, int64_t layer, const Routing& routing, ConstRows x, Rows y) = 0;
+  // logits: [rows, local part of the vocabulary]
+  virtual void logits(const kernels::Context& context, ConstRows x, Rows logits) = 0;
+};
+
+class Model : public ModelStages {
+ public:
   virtual const ModelConfig& config() const = 0;
   virtual std::vector<WeightRequest> weight_requests() = 0;
   // Call once after loading: derives what is computed from weights (absorbed matrices).
@@ -68,6 +107,7 @@ class Model {
   // Scratch that a step of `rows` rows needs at most, with contexts of up to `context_tokens`, for the memory plan.
   virtual size_t scratch_bytes(int64_t rows, int64_t context_tokens) const = 0;
 
+  // All stages in a row, for a shard that is the whole model: the specification of what ranks compute together.
   // logits: [step.logit_rows.size(), vocab_size]. `observer` may be nullptr.
   virtual void forward(const kernels::Context& context, const Step& step, const KvMemory& kv, Rows logits,
                        ForwardObserver* observer) = 0;

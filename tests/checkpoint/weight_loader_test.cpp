@@ -130,6 +130,36 @@ TEST(WeightLoader, WhatNobodyAskedForIsListed) {
   for (const std::string& name : report->set_aside) EXPECT_THAT(name, testing::StartsWith("model.layers.6."));
 }
 
+// Two shards that want some of the tensors, both or none of them: one pass over the file serves both.
+TEST(WeightLoader, MergedRequestsOfShardsReadOnce) {
+  const auto checkpoint = Checkpoint::open(kSource / "models/demo-fp8");
+  std::atomic<int> writes = 0;
+  const auto count = [&](const WeightSource&) -> Status {
+    ++writes;
+    return {};
+  };
+  std::vector<std::vector<WeightRequest>> shards(2);
+  int expected_writes = 0;
+  size_t wanted_tensors = 0, index = 0;
+  for (const auto& [name, tensor] : checkpoint->tensors()) {
+    if (is_scale(name)) continue;
+    const bool first = index % 2 == 0, second = index % 3 == 0;
+    ++index;
+    shards[0].push_back({name, tensor.shape, true, first ? count : std::function<Status(const WeightSource&)>()});
+    shards[1].push_back({name, tensor.shape, true, second ? count : std::function<Status(const WeightSource&)>()});
+    expected_writes += first + second;
+    if (first || second) wanted_tensors += checkpoint->find(name + "_scale_inv") ? 2 : 1;
+  }
+  const std::vector<WeightRequest> merged = merge_requests(std::move(shards));
+  EXPECT_EQ(merged.size(), index);
+  const auto report = load_weights(*checkpoint, merged, {.threads = 2});
+  ASSERT_TRUE(report.has_value()) << report.error().message;
+  EXPECT_EQ(writes, expected_writes);
+  EXPECT_EQ(report->tensors, wanted_tensors);
+  EXPECT_LT(report->bytes, checkpoint->total_bytes());
+  EXPECT_THAT(report->unexpected, IsEmpty());  // what no shard wants is expected all the same
+}
+
 TEST(WeightLoader, RotaryTablesOfOldExportersAreSetAside) {
   const Written written({{"a", "F32", {1}, bytes_of<float>({1})},
                          {"model.layers.0.self_attn.rotary_emb.inv_freq", "F32", {1}, bytes_of<float>({1})}});

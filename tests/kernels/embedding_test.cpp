@@ -17,8 +17,8 @@ TEST_P(Embedding, RowsOfBothTypes) {
     const std::vector<int32_t> ids = {8, 0, 3, 3, 7};
     TestContext context(GetParam(), 2);
     std::vector<float> y(ids.size() * width, std::numeric_limits<float>::quiet_NaN()), z = y;
-    embed(context, table.data(), DType::kF32, ids, Rows(y.data(), std::ssize(ids), width));
-    embed(context, rounded.data(), DType::kBF16, ids, Rows(z.data(), std::ssize(ids), width));
+    embed(context, {table.data(), DType::kF32, 0, vocab}, ids, Rows(y.data(), std::ssize(ids), width));
+    embed(context, {rounded.data(), DType::kBF16, 0, vocab}, ids, Rows(z.data(), std::ssize(ids), width));
     for (size_t i = 0; i < ids.size(); ++i, ++rows)
       for (int64_t j = 0; j < width; ++j) {
         ASSERT_EQ(y[i * width + j], table[ids[i] * width + j]);
@@ -28,9 +28,25 @@ TEST_P(Embedding, RowsOfBothTypes) {
   std::printf("%d rows compared\n", rows);
 }
 
+TEST_P(Embedding, PartsOfTheVocabularyAddUp) {
+  const int64_t vocab = 11, width = 37;
+  const std::vector<float> table = random_values(vocab * width, 2);
+  const std::vector<int32_t> ids = {10, 0, 4, 5, 4};
+  TestContext context(GetParam(), 2);
+  std::vector<float> sum(ids.size() * width, 0.0f);
+  for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 4}, {4, 1}, {5, 6}}) {
+    std::vector<float> part(sum.size(), std::numeric_limits<float>::quiet_NaN());
+    embed(context, {table.data() + first * width, DType::kF32, first, count}, ids,
+          Rows(part.data(), std::ssize(ids), width));
+    for (size_t i = 0; i < sum.size(); ++i) sum[i] += part[i];
+  }
+  for (size_t i = 0; i < ids.size(); ++i)
+    for (int64_t j = 0; j < width; ++j) ASSERT_EQ(sum[i * width + j], table[ids[i] * width + j]);
+}
+
 TEST_P(Embedding, NoRows) {
   TestContext context(GetParam());
-  embed(context, nullptr, DType::kBF16, {}, Rows(nullptr, 0, 64));
+  embed(context, {}, {}, Rows(nullptr, 0, 64));
 }
 
 }  // namespace

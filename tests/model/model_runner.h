@@ -43,6 +43,8 @@ class ModelRunner {
   Model& model() { return *model_; }
   int64_t page_tokens() const { return kv_.page_tokens; }
   size_t scratch_bytes() const { return workspace_.size_bytes(); }
+  const kernels::Context& context() const { return context_; }
+  const KvMemory& kv() const { return kv_; }
 
   // Gives `sequence` pages for `tokens` positions. Pages of one sequence are scattered over the pool.
   void reserve(TestSequence& sequence, int64_t tokens);

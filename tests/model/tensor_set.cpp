@@ -151,6 +151,7 @@ Status TensorSet::load(Model& model) const {
       source.scales = get(scale_name(request.name)).data.data();
       source.block = kBlock;
     }
+    if (!request.write) continue;
     if (auto status = request.write(source); status.has_error()) return std::move(status).error().within(request.name);
   }
   return model.finish_loading();

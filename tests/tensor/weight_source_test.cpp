@@ -64,5 +64,34 @@ TEST(WeightSource, ElementsAreValueTimesTheirBlocksScale) {
   }
 }
 
+TEST(WeightSource, RectanglesAreTheSameAsTheirPlace) {
+  std::mt19937 random(2);
+  const int64_t rows = 300, cols = 290;
+  const auto scales = random_elements(DType::kF32, 3 * 3, random);
+  int64_t elements = 0;
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16, DType::kF8E4M3}) {
+    const auto data = random_elements(dtype, rows * cols, random);
+    WeightSource whole{dtype, rows, cols, data.data() + 1};
+    if (dtype == DType::kF8E4M3) whole.scales = scales.data() + 1, whole.block = 128;
+    for (int round = 0; round < 20; ++round) {
+      const auto draw = [&](int64_t limit) { return static_cast<int64_t>(random() % static_cast<uint64_t>(limit)); };
+      const int64_t row = draw(rows), col = draw(cols);
+      const WeightSource part = whole.slice(row, 1 + draw(rows - row), col, 1 + draw(cols - col));
+      const int64_t inner_row = draw(part.rows), inner_col = draw(part.cols);  // a rectangle of a rectangle
+      const WeightSource inner = part.slice(inner_row, part.rows - inner_row, inner_col, part.cols - inner_col);
+      std::vector<float> decoded(static_cast<size_t>(inner.cols));
+      for (int64_t i = 0; i < inner.rows; i += 1 + inner.rows / 9) {
+        inner.decode_row(i, decoded.data());
+        for (int64_t j = 0; j < inner.cols; ++j, ++elements) {
+          const float expected = whole.at(row + inner_row + i, col + inner_col + j);
+          ASSERT_EQ(inner.at(i, j), expected);
+          ASSERT_EQ(decoded[static_cast<size_t>(j)], expected);
+        }
+      }
+    }
+  }
+  fmt::print("{} elements compared\n", elements);
+}
+
 }  // namespace
 }  // namespace plait

@@ -17,7 +17,7 @@ namespace reference {
 void rms_norm(const Context& context, ConstRows x, const float* weight, float eps, Rows y);
 void add_rms_norm(const Context& context, ConstRows delta, Rows residual, const float* weight, float eps, Rows y);
 void swiglu(const Context& context, ConstRows gate_up, Rows y);
-void embed(const Context& context, const void* table, DType table_dtype, std::span<const int32_t> token_ids, Rows y);
+void embed(const Context& context, const EmbeddingTable& table, std::span<const int32_t> token_ids, Rows y);
 void rope_interleaved(const Context& context, const RopeTable& table, std::span<const int32_t> positions, HeadRows x);
 void choose_experts(const Context& context, const GateConfig& config, ConstRows logits, const float* bias,
                     int32_t* expert_ids, float* expert_weights);
@@ -38,7 +38,7 @@ namespace fast {
 void rms_norm(const Context& context, ConstRows x, const float* weight, float eps, Rows y);
 void add_rms_norm(const Context& context, ConstRows delta, Rows residual, const float* weight, float eps, Rows y);
 void swiglu(const Context& context, ConstRows gate_up, Rows y);
-void embed(const Context& context, const void* table, DType table_dtype, std::span<const int32_t> token_ids, Rows y);
+void embed(const Context& context, const EmbeddingTable& table, std::span<const int32_t> token_ids, Rows y);
 void rope_interleaved(const Context& context, const RopeTable& table, std::span<const int32_t> positions, HeadRows x);
 void choose_experts(const Context& context, const GateConfig& config, ConstRows logits, const float* bias,
                     int32_t* expert_ids, float* expert_weights);

@@ -15,13 +15,18 @@ void store_latents(const Context& context, ConstRows latent, std::span<const Att
   }
 }
 
-void embed(const Context& context, const void* table, DType table_dtype, std::span<const int32_t> token_ids, Rows y) {
+void embed(const Context& context, const EmbeddingTable& table, std::span<const int32_t> token_ids, Rows y) {
   const AttentionKernels& kernels = attention_kernels();
-  const int64_t row_bytes = y.cols * size_of(table_dtype);
+  const int64_t row_bytes = y.cols * size_of(table.dtype);
   context.pool->parallel_for(y.rows, rows_per_chunk(y.cols), [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i)
-      kernels.load_row(static_cast<const std::byte*>(table) + token_ids[i] * row_bytes, table_dtype, y.cols, y.row(i),
-                       y.cols);
+    for (int64_t i = begin; i < end; ++i) {
+      if (!table.holds(token_ids[i])) {
+        std::fill_n(y.row(i), y.cols, 0.0f);
+        continue;
+      }
+      const auto* row = static_cast<const std::byte*>(table.data) + (token_ids[i] - table.first_id) * row_bytes;
+      kernels.load_row(row, table.dtype, y.cols, y.row(i), y.cols);
+    }
   });
 }
 

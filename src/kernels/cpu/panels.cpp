@@ -53,13 +53,11 @@ void scatter_scales(const PanelLayout& layout, std::byte* panel, int64_t output,
 void pack_into_panel(const PanelLayout& layout, std::byte* panel, int64_t first_output, const WeightSource& source,
                      int64_t row, int64_t rows, std::vector<float>& decoded) {
   const int64_t in = layout.in_features;
-  const int64_t row_bytes = in * size_of(source.dtype);
-  const std::byte* from = source.data + row * row_bytes;
+  const int64_t row_bytes = source.stride() * size_of(source.dtype);
+  const std::byte* from = source.row(row);
   if (layout.format == WeightFormat::kF8Block) {
     scatter_pairs<uint16_t>(layout, panel, first_output, rows, from, row_bytes);
-    const int64_t scale_row_bytes = round_up(in, source.block) / source.block * int64_t{sizeof(float)};
-    for (int64_t r = 0; r < rows; ++r)
-      scatter_scales(layout, panel, first_output + r, source.scales + (row + r) / source.block * scale_row_bytes);
+    for (int64_t r = 0; r < rows; ++r) scatter_scales(layout, panel, first_output + r, source.scale_row(row + r));
     return;
   }
   if (layout.format == WeightFormat::kBF16 && source.dtype == DType::kBF16) {

@@ -48,9 +48,8 @@ void pack_plain_rows(PackedMatrix& matrix, int64_t first_row, const WeightSource
         break;
       }
       case WeightFormat::kF8Block:
-        std::memcpy(matrix.data().as<std::byte>() + row * in, source.data + i * in, static_cast<size_t>(in));
-        std::memcpy(matrix.scales().as<float>() + row * blocks,
-                    source.scales + (i / source.block) * blocks * static_cast<int64_t>(sizeof(float)),
+        std::memcpy(matrix.data().as<std::byte>() + row * in, source.row(i), static_cast<size_t>(in));
+        std::memcpy(matrix.scales().as<float>() + row * blocks, source.scale_row(i),
                     static_cast<size_t>(blocks) * sizeof(float));
         break;
     }

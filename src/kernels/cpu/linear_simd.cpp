@@ -144,8 +144,10 @@ struct Tile {
   }
 };
 
-// Far enough ahead to hide the latency of memory at one core's share of its bandwidth.
+// Far enough ahead in each panel to hide the latency of memory at one core's share of its bandwidth. A single panel of
+// many rows is alone in filling the core's line buffers, and gains from more.
 constexpr int64_t kPrefetchBytes = 1024;
+constexpr int64_t kSinglePrefetchBytes = 3072;
 
 template <typename Weights, int Rows, int Panels>
 HWY_INLINE void multiply_stretch(Tile<Rows, Panels>& tile, const float*& x, const std::byte*& weights,
@@ -156,7 +158,7 @@ HWY_INLINE void multiply_stretch(Tile<Rows, Panels>& tile, const float*& x, cons
       typename Weights::Staged staged[Panels];
       Unroll<Panels>::run([&](int n) INLINED {
         const std::byte* from = weights + n * panel_bytes;
-        hwy::Prefetch(from + kPrefetchBytes);
+        hwy::Prefetch(from + (Panels == 1 ? kSinglePrefetchBytes : kPrefetchBytes));
         Weights::stage(from, staged[n]);
       });
       Unroll<kInputs>::run([&](int i) INLINED {

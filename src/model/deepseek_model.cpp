@@ -126,12 +126,16 @@ void DeepseekModel::add_norm(const Context& context, NormPlace place, int64_t la
                         static_cast<float>(config_.rms_norm_eps), y);
 }
 
-void DeepseekModel::attention(const Context& context, int64_t layer, const Step& step, const KvMemory& kv, ConstRows x,
-                              Rows y) {
+void DeepseekModel::project(const Context& context, int64_t layer, ConstRows x, Rows y) {
+  attention_.project(context, weights_of(layer).attention, x, y);
+}
+
+void DeepseekModel::attention(const Context& context, int64_t layer, const Step& step, const KvMemory& kv,
+                              Rows projected, Rows y) {
   const KvMemory::Component& latents = kv.components.front();
   std::byte* data = latents.data + (layer - weights_.first_layer) * latents.layer_stride_bytes;
-  attention_.forward(context, weights_of(layer).attention, step.positions, rows_,
-                     attention_.cache(data, kv.page_tokens), x, y);
+  attention_.attend(context, weights_of(layer).attention, step.positions, rows_, attention_.cache(data, kv.page_tokens),
+                    projected, y);
 }
 
 void DeepseekModel::dense(const Context& context, int64_t layer, ConstRows x, Rows y) {
@@ -180,7 +184,9 @@ void DeepseekModel::layer(const Context& context, int64_t index, const Step& ste
   else
     add_norm(context, NormPlace::kAttention, index, delta, residual, normed);
   if (observer) observer->layer_input(index, residual);
-  attention(context, index, step, kv, normed, delta);
+  const Rows projected = scratch::rows(context, scratch::kProjected, normed.rows, projection_width());
+  project(context, index, normed, projected);
+  attention(context, index, step, kv, projected, delta);
 
   add_norm(context, NormPlace::kFeedForward, index, delta, residual, normed);
   if (!has_experts(index)) {

@@ -29,7 +29,10 @@ class DeepseekModel : public Model {
   void norm(const kernels::Context& context, NormPlace place, int64_t layer, ConstRows residual, Rows y) override;
   void add_norm(const kernels::Context& context, NormPlace place, int64_t layer, ConstRows delta, Rows residual,
                 Rows y) override;
-  void attention(const kernels::Context& context, int64_t layer, const Step& step, const KvMemory& kv, ConstRows x,
+  int64_t projection_width() const override { return attention_.projection_width(); }
+  bool projection_is_shared() const override { return config_.q_lora_rank.has_value(); }
+  void project(const kernels::Context& context, int64_t layer, ConstRows x, Rows y) override;
+  void attention(const kernels::Context& context, int64_t layer, const Step& step, const KvMemory& kv, Rows projected,
                  Rows y) override;
   bool has_experts(int64_t layer) const override { return config_.layer_has_experts(layer); }
   void dense(const kernels::Context& context, int64_t layer, ConstRows x, Rows y) override;

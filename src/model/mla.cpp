@@ -97,20 +97,22 @@ LatentCache MlaAttention::cache(void* layer_data, int64_t page_tokens) const {
   return {layer_data, cache_dtype_, page_tokens, latent_, rope_};
 }
 
-// What the projections of a step's rows give, before anything attends.
-struct MlaAttention::Projected {
+void MlaAttention::project(const Context& context, const MlaWeights& weights, ConstRows x, Rows y) const {
+  kernels::linear(context, x, weights.query_latent, y);
+}
+
+struct MlaAttention::QueriesAndLatents {
   HeadRows query;  // [rows, heads, nope + rope], rotated
   Rows latent;     // [rows, kv_lora_rank + rope], normed and rotated
 };
 
-MlaAttention::Projected MlaAttention::project(const Context& context, const MlaWeights& weights,
-                                              std::span<const int32_t> positions, ConstRows x) const {
-  const int64_t rows = x.rows, stacked_width = query_rows_ + latent_ + rope_;
-  const Rows query_latent = scratch::rows(context, scratch::kQueryLatent, rows, stacked_width);
-  kernels::linear(context, x, weights.query_latent, query_latent);
-
-  const Rows query_part = query_latent.slice_cols(0, query_rows_);
-  const Rows latent = query_latent.slice_cols(query_rows_, latent_ + rope_);
+// Norms, the second query projection and rotations: what is left to do before anything attends.
+MlaAttention::QueriesAndLatents MlaAttention::finish_projection(const Context& context, const MlaWeights& weights,
+                                                                std::span<const int32_t> positions,
+                                                                Rows projected) const {
+  const int64_t rows = projected.rows;
+  const Rows query_part = projected.slice_cols(0, query_rows_);
+  const Rows latent = projected.slice_cols(query_rows_, latent_ + rope_);
   HeadRows query;
   if (q_lora_rank_ > 0) {
     kernels::rms_norm(context, query_part, weights.q_a_norm.data(), kLatentNormEps, query_part);
@@ -148,17 +150,16 @@ void MlaAttention::attend_absorbed(const Context& context, const MlaWeights& wei
                          token_range(out, run.row_begin, run.row_count));
 }
 
-void MlaAttention::forward(const Context& context, const MlaWeights& weights, std::span<const int32_t> positions,
-                           const MlaRows& rows, const LatentCache& cache, ConstRows x, Rows y) const {
-  const Projected projected = project(context, weights, positions, x);
-  kernels::store_latents(context, projected.latent, rows.all, cache);
+void MlaAttention::attend(const Context& context, const MlaWeights& weights, std::span<const int32_t> positions,
+                          const MlaRows& rows, const LatentCache& cache, Rows projected, Rows y) const {
+  const QueriesAndLatents made = finish_projection(context, weights, positions, projected);
+  kernels::store_latents(context, made.latent, rows.all, cache);
 
-  const Rows out = scratch::rows(context, scratch::kHeadOut, x.rows, heads_ * v_);
+  const Rows out = scratch::rows(context, scratch::kHeadOut, y.rows, heads_ * v_);
   const HeadRows head_out = as_heads(out, heads_);
   if (rows.expanded_rows > 0)
-    kernels::attend_expanded(context, projected.query, cache, weights.kv_b, nope_, rows.expanded, softmax_scale_,
-                             head_out);
-  if (rows.absorbed_rows > 0) attend_absorbed(context, weights, rows, cache, projected.query, head_out);
+    kernels::attend_expanded(context, made.query, cache, weights.kv_b, nope_, rows.expanded, softmax_scale_, head_out);
+  if (rows.absorbed_rows > 0) attend_absorbed(context, weights, rows, cache, made.query, head_out);
   kernels::linear(context, out, weights.o, y);
 }
 

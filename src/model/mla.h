@@ -50,9 +50,14 @@ class MlaAttention {
   KvComponent kv_component(int64_t layers) const;
   kernels::LatentCache cache(void* layer_data, int64_t page_tokens) const;
 
-  // x: [rows, hidden], normed; y: [rows, hidden]. Stores the rows' latents in `cache`, then attends.
-  void forward(const kernels::Context& context, const MlaWeights& weights, std::span<const int32_t> positions,
-               const MlaRows& rows, const kernels::LatentCache& cache, ConstRows x, Rows y) const;
+  // All that the hidden state feeds, in one product; a row's result needs no other row, so that in a sharded model it
+  // may come before rows are gathered. x: [rows, hidden], normed; y: [rows, projection_width()]
+  int64_t projection_width() const { return query_rows_ + latent_ + rope_; }
+  void project(const kernels::Context& context, const MlaWeights& weights, ConstRows x, Rows y) const;
+  // projected: what project() made, changed in place; y: [rows, hidden]. Stores the rows' latents in `cache`, then
+  // attends.
+  void attend(const kernels::Context& context, const MlaWeights& weights, std::span<const int32_t> positions,
+              const MlaRows& rows, const kernels::LatentCache& cache, Rows projected, Rows y) const;
 
   // Most scratch of forward() itself, and of the attention kernels, whatever forms the rows take.
   size_t scratch_bytes(int64_t rows) const;
@@ -61,9 +66,9 @@ class MlaAttention {
   double attention_flops(const StepSequence& sequence) const;
 
  private:
-  struct Projected;
-  Projected project(const kernels::Context& context, const MlaWeights& weights, std::span<const int32_t> positions,
-                    ConstRows x) const;
+  struct QueriesAndLatents;
+  QueriesAndLatents finish_projection(const kernels::Context& context, const MlaWeights& weights,
+                                      std::span<const int32_t> positions, Rows projected) const;
   void attend_absorbed(const kernels::Context& context, const MlaWeights& weights, const MlaRows& rows,
                        const kernels::LatentCache& cache, kernels::HeadRows q, kernels::HeadRows out) const;
 

@@ -80,9 +80,14 @@ class ModelStages {
   // residual += delta, then the norm.
   virtual void add_norm(const kernels::Context& context, NormPlace place, int64_t layer, ConstRows delta, Rows residual,
                         Rows y) = 0;
-  // The step's own rows. Owes a sum if heads are divided.
+  // First half of attention: all that the hidden state feeds. y: [rows, projection_width()]. Ranks that share a row's
+  // heads make the same projection if projection_is_shared(), so that it may come before rows are gathered.
+  virtual int64_t projection_width() const = 0;
+  virtual bool projection_is_shared() const = 0;
+  virtual void project(const kernels::Context& context, int64_t layer, ConstRows x, Rows y) = 0;
+  // Second half, of the step's own rows. `projected` is changed in place. Owes a sum if heads are divided.
   virtual void attention(const kernels::Context& context, int64_t layer, const Step& step, const KvMemory& kv,
-                         ConstRows x, Rows y) = 0;
+                         Rows projected, Rows y) = 0;
   virtual bool has_experts(int64_t layer) const = 0;
   // Layers without experts. Owes a sum if the width is divided.
   virtual void dense(const kernels::Context& context, int64_t layer, ConstRows x, Rows y) = 0;

@@ -23,7 +23,7 @@ enum Slot : int {
 };
 
 // Attention
-inline constexpr int kQueryLatent = kBlock0;
+inline constexpr int kProjected = kBlock0;
 inline constexpr int kQuery = kBlock1;
 inline constexpr int kAbsorbedQuery = kBlock2;
 inline constexpr int kAbsorbedOut = kBlock3;

@@ -63,7 +63,10 @@ class Stage {
     for (int64_t layer = layers_.begin; layer < layers_.end; ++layer) {
       first.model().norm(first.context(), NormPlace::kAttention, layer, residual_rows, normed_rows);
       Values delta = sum(division_.heads, rows, hidden, [&](ModelRunner& rank, Rows y) {
-        rank.model().attention(rank.context(), layer, step, rank.kv(), normed_rows, y);
+        Values projected(rows * rank.model().projection_width());
+        const Rows projected_rows(projected.data(), rows, rank.model().projection_width());
+        rank.model().project(rank.context(), layer, normed_rows, projected_rows);
+        rank.model().attention(rank.context(), layer, step, rank.kv(), projected_rows, y);
       });
       first.model().add_norm(first.context(), NormPlace::kFeedForward, layer, ConstRows(delta.data(), rows, hidden),
                              residual_rows, normed_rows);

@@ -1,0 +1,146 @@
+#include "comm/control_link.h"
+
+#include <sys/eventfd.h>
+
+#include <fmt/format.h>
+#include <poll.h>
+#include <unistd.h>
+
+#include "base/assert.h"
+#include "base/log.h"
+
+namespace plait::comm {
+namespace {
+
+constexpr int kTickMs = 20;
+constexpr auto kSendLimit =
+    std::chrono::milliseconds(500);  // control frames are small; a stopped peer has room for them
+constexpr auto kLeaveLimit = std::chrono::milliseconds(3000);
+
+}  // namespace
+
+ControlLink::ControlLink(Meeting meeting, Cancellation& cancellation, std::function<void()> tick)
+    : meeting_(std::move(meeting)), cancellation_(cancellation), tick_(std::move(tick)) {
+  for (size_t i = 0; i < meeting_.sockets.size(); ++i)
+    if (meeting_.sockets[i] >= 0) peers_.push_back({static_cast<int>(i), meeting_.sockets[i], {}, false, false});
+  wake_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  PLAIT_ASSERT(wake_ >= 0, "no descriptor left for an eventfd");
+  watcher_ = cancellation_.watch([this] { eventfd_write(wake_, 1); });
+  thread_ = std::thread([this] { run(); });
+}
+
+ControlLink::~ControlLink() {
+  leave();
+  cancellation_.unwatch(watcher_);
+  close(wake_);
+}
+
+void ControlLink::leave() {
+  if (!thread_.joinable()) return;
+  leaving_.store(true);
+  eventfd_write(wake_, 1);
+  thread_.join();
+}
+
+std::string ControlLink::describe(int node) const {
+  const Node& n = meeting_.nodes[static_cast<size_t>(node)];
+  if (n.ranks == 1) return fmt::format("node {} ({}, rank {})", node, n.host, n.first_rank);
+  return fmt::format("node {} ({}, ranks {} to {})", node, n.host, n.first_rank, n.first_rank + n.ranks - 1);
+}
+
+void ControlLink::run() {
+  Clock::time_point leave_by = kNoDeadline;
+  for (;;) {
+    wait_for_events();
+    tick_();
+    if (cancellation_.cancelled() && !announced_) announce_failure();
+    if (!leaving_.load()) continue;
+    if (leave_by == kNoDeadline) leave_by = Clock::now() + kLeaveLimit;
+    if (!goodbye_sent_) say_goodbye();
+    // A failed world waits for nobody.
+    bool all_gone = true;
+    for (const Peer& peer : peers_) all_gone &= peer.gone || peer.said_goodbye;
+    if ((goodbye_sent_ && all_gone) || cancellation_.cancelled() || Clock::now() >= leave_by) break;
+  }
+  if (!goodbye_sent_) {  // a failed world, or one whose others did not leave in time
+    for (Peer& peer : peers_) send(peer, FrameType::kGoodbye, {});
+  }
+}
+
+void ControlLink::wait_for_events() {
+  std::vector<pollfd> entries{{wake_, POLLIN, 0}, {meeting_.listener, POLLIN, 0}};
+  for (const Peer& peer : peers_) entries.push_back({peer.gone ? -1 : peer.socket, POLLIN, 0});
+  poll(entries.data(), entries.size(), kTickMs);
+  if (entries[0].revents != 0) {
+    eventfd_t count = 0;
+    eventfd_read(wake_, &count);
+  }
+  for (size_t i = 0; i < peers_.size(); ++i)
+    if (entries[i + 2].revents != 0) hear(peers_[i]);
+  if (meeting_.listener < 0 || entries[1].revents == 0) return;
+  while (auto late = accept_one(meeting_.listener)) {
+    static constexpr std::string_view kReason =
+        "all nodes of this engine are here already; if this one was restarted, restart the engine";
+    const auto frame =
+        make_frame(FrameType::kRefuse, {reinterpret_cast<const uint8_t*>(kReason.data()), kReason.size()});
+    (void)send_all(late->get(), frame, Clock::now());
+  }
+}
+
+void ControlLink::hear(Peer& peer) {
+  const auto filled = peer.reader.fill(peer.socket);
+  for (;;) {
+    auto message = peer.reader.next();
+    if (message.has_error()) return lose(peer, message.error().message);
+    if (!message.value()) break;
+    handle(peer, *message.value());
+  }
+  if (filled.has_error()) lose(peer, filled.error().message);
+}
+
+void ControlLink::handle(Peer& peer, const FrameReader::Message& message) {
+  if (message.type == FrameType::kGoodbye) {
+    peer.said_goodbye = true;
+    return;
+  }
+  if (message.type != FrameType::kCancel) return;
+  auto failure = decode_failure(message.payload);
+  if (failure.has_error()) return lose(peer, failure.error().message);
+  if (cancellation_.cancel(std::move(failure).value())) failure_from_ = peer.node;
+}
+
+void ControlLink::lose(Peer& peer, const std::string& why) {
+  if (peer.gone) return;
+  peer.gone = true;
+  if (peer.said_goodbye || leaving_.load()) return;
+  const Node& node = meeting_.nodes[static_cast<size_t>(peer.node)];
+  cancellation_.cancel(
+      {FailureKind::kPeerLost, node.ranks == 1 ? node.first_rank : -1, peer.node,
+       fmt::format("{} is lost: {} (its process ended, or its host is gone)", describe(peer.node), why)});
+}
+
+void ControlLink::announce_failure() {
+  announced_ = true;
+  const Failure failure = cancellation_.failure();
+  log::error("{}", failure.message);
+  for (Peer& peer : peers_)
+    if (peer.node != failure_from_) send(peer, FrameType::kCancel, encode(failure));
+}
+
+// Node 0 says goodbye when all others have; that ends the wait of all.
+void ControlLink::say_goodbye() {
+  if (meeting_.node == 0) {
+    for (const Peer& peer : peers_)
+      if (!peer.said_goodbye && !peer.gone) return;
+  }
+  goodbye_sent_ = true;
+  for (Peer& peer : peers_) send(peer, FrameType::kGoodbye, {});
+}
+
+void ControlLink::send(Peer& peer, FrameType type, std::span<const uint8_t> payload) {
+  if (peer.gone) return;
+  auto sent = send_all(peer.socket, make_frame(type, payload), Clock::now() + kSendLimit);
+  if (sent.has_error()) lose(peer, sent.error().message);
+}
+
+}  // namespace plait::comm

@@ -1,0 +1,207 @@
+#include "comm/group.h"
+
+#include <cstring>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "base/assert.h"
+#include "base/units.h"
+
+namespace plait::comm {
+
+Group::Group(World& world, std::string name, std::vector<int> ranks)
+    : world_(world),
+      name_(std::move(name)),
+      ranks_(std::move(ranks)),
+      slot_prefix_(static_cast<uint32_t>(digest_of(std::as_bytes(std::span(name_)))) & 0xffffff),
+      seat_of_(ranks_.size(), nullptr) {
+  for (int member = 0; member < size(); ++member) {
+    claimed_.push_back(std::make_unique<std::atomic<bool>>(false));
+    if (!world_.is_local(ranks_[static_cast<size_t>(member)])) continue;
+    seats_.push_back(std::make_unique<Seat>(member, static_cast<int>(seats_.size()), world_.cores_to_spare()));
+    seat_of_[static_cast<size_t>(member)] = seats_.back().get();
+  }
+  if (seats_.size() != ranks_.size()) exchange_ = std::make_unique<NodeExchange>(*this);
+  mailboxes_ = std::make_unique<Mailboxes>(*this);
+  watcher_ = world_.cancellation().watch([this] {
+    exchanged_.cancel();
+    mailboxes_->cancel();
+    for (auto& seat : seats_) {
+      seat->arrived.cancel();
+      seat->finished.cancel();
+    }
+  });
+}
+
+Group::~Group() {
+  world_.cancellation().unwatch(watcher_);
+}
+
+bool Group::claim(int member) {
+  return !claimed_[static_cast<size_t>(member)]->exchange(true);
+}
+
+void Group::begin_call(Seat& seat, std::string_view name) {
+  seat.name = name;
+  seat.began = Clock::now();
+  int64_t limit_ms = deadline_ms_.load(std::memory_order_relaxed);
+  if (limit_ms < 0) limit_ms = world_.deadline().value_or(std::chrono::milliseconds(0)).count();
+  seat.deadline = limit_ms == 0 ? kNoDeadline : seat.began + std::chrono::milliseconds(limit_ms);
+}
+
+Status Group::publish(Seat& seat, std::string_view name, const Call& call, int64_t staged_bytes) {
+  begin_call(seat, name);
+  if (world_.cancellation().cancelled()) return cancelled(seat);
+  const uint32_t number = ++seat.calls_begun;
+  Call& open = seat.calls[number & 1];
+  open = call;
+  seat.staged = staged_bytes >= 0;
+  if (staged_bytes > 0) {
+    auto& staging = seat.staging[number & 1];
+    if (!staging) staging = std::make_unique_for_overwrite<std::byte[]>(kSmallBytes);
+    std::memcpy(staging.get(), call.in, static_cast<size_t>(staged_bytes));
+    open.in = staging.get();
+  }
+  seat.arrived.advance();
+  return {};
+}
+
+Status Group::wait_for_local(Seat& seat) {
+  for (const auto& other : seats_) {
+    if (other.get() == &seat) continue;
+    switch (other->arrived.wait(seat.calls_begun, seat.deadline, seat.patience)) {
+      case WaitEnd::kReached:
+        break;
+      case WaitEnd::kCancelled:
+        return cancelled(seat);
+      case WaitEnd::kDeadline: {
+        std::vector<int> late;
+        for (const auto& candidate : seats_)
+          if (!candidate->arrived.reached(seat.calls_begun)) late.push_back(candidate->rank);
+        if (late.empty()) late.push_back(other->rank);
+        return timed_out(seat, late, describe(seat.calls[seat.calls_begun & 1].record));
+      }
+    }
+  }
+  return {};
+}
+
+Status Group::meet(Seat& seat) {
+  PLAIT_RETURN_IF_ERROR(wait_for_local(seat));
+  const size_t parity = seat.calls_begun & 1;
+  const Seat& first = *seats_.front();
+  for (const auto& other : seats_) {
+    auto mismatch =
+        compare(first.calls[parity].record, first.rank, other->calls[parity].record, other->rank, seat.calls_begun);
+    if (mismatch) return fail(seat, std::move(*mismatch));
+  }
+  if (!exchange_) return {};
+  if (&seat != &first) {
+    if (exchanged_.wait(seat.calls_begun, kNoDeadline, seat.patience) != WaitEnd::kReached) return cancelled(seat);
+    return {};
+  }
+  // The exchange sends from all local members' memory: none of them may leave meanwhile.
+  PLAIT_RETURN_IF_ERROR(begin_reading(seat));
+  auto failure = exchange_->run(seat);
+  end_reading(seat);
+  if (failure) return failure->message.empty() ? cancelled(seat) : fail(seat, std::move(*failure));
+  exchanged_.advance();
+  return {};
+}
+
+const Call& Group::call_of(const Seat& seat, int source) const {
+  if (const Seat* local = seat_of(source)) return local->calls[seat.calls_begun & 1];
+  return exchange_->call_of(source);
+}
+
+const std::byte* Group::block_data(const Seat& seat, int source) const {
+  if (const Seat* local = seat_of(source)) {
+    Call call = local->calls[seat.calls_begun & 1];
+    // A list that all agree on is read from the own caller: another's may be gone after a staged call.
+    if (call.record.operation != Operation::kAllToAll) call.counts = seat.calls[seat.calls_begun & 1].counts;
+    const Block block = block_of(call, source, seat.rank, size());
+    return block.bytes == 0 ? nullptr : call.in + block.offset_bytes;
+  }
+  return exchange_->block_data(source, seat.local);
+}
+
+Status Group::begin_reading(Seat& seat) {
+  // Either we see the cancellation, or a rank that leaves because of it sees us reading.
+  seat.reading.store(true, std::memory_order_seq_cst);
+  if (!world_.cancellation().cancelled()) return {};
+  seat.reading.store(false, std::memory_order_seq_cst);
+  return cancelled(seat);
+}
+
+Status Group::part(Seat& seat) {
+  if (seat.staged) return {};
+  ++seat.calls_parted;
+  seat.finished.advance();
+  for (const auto& other : seats_) {
+    if (other.get() == &seat) continue;
+    switch (other->finished.wait(seat.calls_parted, seat.deadline, seat.patience)) {
+      case WaitEnd::kReached:
+        break;
+      case WaitEnd::kCancelled:
+        return cancelled(seat);
+      case WaitEnd::kDeadline:
+        return timed_out(seat, std::array{other->rank},
+                         describe(seat.calls[seat.calls_begun & 1].record) + " (its end)");
+    }
+  }
+  return {};
+}
+
+Error Group::leave(Seat& seat, Error error) {
+  seat.reading.store(false, std::memory_order_seq_cst);
+  for (const auto& other : seats_)
+    while (other.get() != &seat && other->reading.load(std::memory_order_seq_cst)) std::this_thread::yield();
+  return error;
+}
+
+Error Group::fail(Seat& seat, Failure failure) {
+  Error error = to_error(failure);
+  if (!world_.cancellation().cancel(std::move(failure))) error = world_.cancellation().error();
+  return leave(seat, std::move(error));
+}
+
+Error Group::cancelled(Seat& seat) {
+  return leave(seat, world_.cancellation().error());
+}
+
+std::string Group::describe_wait(const Seat& seat, const std::string& whom, const std::string& what) const {
+  const double seconds = std::chrono::duration<double>(Clock::now() - seat.began).count();
+  return fmt::format("{} waited {} for {} in {} (call {} of group '{}'{})",
+                     world_.describe_rank(ranks_[static_cast<size_t>(seat.rank)]), format_seconds(seconds), whom, what,
+                     seat.calls_begun, name_, seat.step ? fmt::format(", step {}", *seat.step) : std::string());
+}
+
+Error Group::timed_out(Seat& seat, std::span<const int> late_members, const std::string& what) {
+  std::vector<std::string> late;
+  for (const int member : late_members) late.push_back(world_.describe_rank(ranks_[static_cast<size_t>(member)]));
+  const int32_t rank = ranks_[static_cast<size_t>(late_members.front())];
+  return fail(seat, {FailureKind::kPeerTimeout, rank, world_.node_of(rank),
+                     describe_wait(seat, fmt::format("{}", fmt::join(late, ", ")), what)});
+}
+
+std::optional<Failure> Group::compare(const CallRecord& first, int first_member, const CallRecord& other,
+                                      int other_member, uint32_t call) const {
+  if (first == other) return std::nullopt;
+  const int32_t first_rank = ranks_[static_cast<size_t>(first_member)];
+  const int32_t other_rank = ranks_[static_cast<size_t>(other_member)];
+  return Failure{FailureKind::kMismatch, other_rank, world_.node_of(other_rank),
+                 fmt::format("call {} of group '{}' does not match: {} called {}, {} called {}", call, name_,
+                             world_.describe_rank(first_rank), describe(first), world_.describe_rank(other_rank),
+                             describe(other))};
+}
+
+Status Group::send(Seat& seat, const CallRecord& record, const void* data, int to) {
+  return mailboxes_->send(seat, record, data, to);
+}
+
+Status Group::receive(Seat& seat, const CallRecord& record, void* data, int from) {
+  return mailboxes_->receive(seat, record, data, from);
+}
+
+}  // namespace plait::comm

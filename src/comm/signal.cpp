@@ -1,0 +1,108 @@
+#include "comm/signal.h"
+
+#include <cerrno>
+#include <climits>
+#include <ctime>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+
+#include <sched.h>
+#include <unistd.h>
+
+namespace plait::comm {
+namespace {
+
+constexpr int kPausesPerLook = 4;
+constexpr int kLooksPerClock = 16;
+constexpr int kYieldsWithoutCores = 4;
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Sleeps while the word is `expected`, until woken or the deadline; may also wake for no reason.
+void park(std::atomic<uint32_t>& word, uint32_t expected, Clock::time_point deadline) {
+  static_assert(sizeof(std::atomic<uint32_t>) == sizeof(uint32_t));
+  timespec until{};
+  if (deadline != kNoDeadline) {
+    const auto nanoseconds = std::chrono::nanoseconds(deadline.time_since_epoch()).count();
+    until.tv_sec = nanoseconds / 1'000'000'000;
+    until.tv_nsec = nanoseconds % 1'000'000'000;
+  }
+  syscall(SYS_futex, &word, FUTEX_WAIT_BITSET_PRIVATE, expected, deadline == kNoDeadline ? nullptr : &until, nullptr,
+          FUTEX_BITSET_MATCH_ANY);
+}
+
+}  // namespace
+
+void Patience::learn(std::chrono::nanoseconds waited) {
+  if (waited <= kLongest * 2)
+    spin_time_ = std::min(spin_time_ * 2, kLongest);
+  else
+    spin_time_ = std::max(spin_time_ / 2, kShortest);
+}
+
+void Signal::advance() {
+  // Sequentially consistent, as is the waiter's rise of parked_: one of the two sees the other.
+  word_.fetch_add(2, std::memory_order_seq_cst);
+  wake_parked();
+}
+
+void Signal::cancel() {
+  word_.fetch_or(1, std::memory_order_seq_cst);
+  wake_parked();
+}
+
+void Signal::wake_parked() {
+  if (parked_.load(std::memory_order_seq_cst) != 0)
+    syscall(SYS_futex, &word_, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+}
+
+bool Signal::ended(uint32_t target, WaitEnd& end) const {
+  const uint32_t word = word_.load(std::memory_order_acquire);
+  if (reached(word, target)) {
+    end = WaitEnd::kReached;
+    return true;
+  }
+  end = WaitEnd::kCancelled;
+  return (word & 1) != 0;
+}
+
+WaitEnd Signal::wait(uint32_t target, Clock::time_point deadline, Patience& patience) {
+  WaitEnd end = WaitEnd::kReached;
+  if (ended(target, end)) return end;
+  const auto begin = Clock::now();
+  if (patience.cores_to_spare()) {
+    const auto spin_until = begin + patience.spin_time();
+    do {
+      for (int look = 0; look < kLooksPerClock; ++look) {
+        for (int i = 0; i < kPausesPerLook; ++i) pause();
+        if (ended(target, end)) {
+          patience.learn(Clock::now() - begin);
+          return end;
+        }
+      }
+    } while (Clock::now() < spin_until);
+  } else {
+    for (int i = 0; i < kYieldsWithoutCores; ++i) {
+      sched_yield();
+      if (ended(target, end)) return end;
+    }
+  }
+  for (;;) {
+    parked_.fetch_add(1, std::memory_order_seq_cst);
+    const uint32_t word = word_.load(std::memory_order_seq_cst);
+    if (!reached(word, target) && (word & 1) == 0) park(word_, word, deadline);
+    parked_.fetch_sub(1, std::memory_order_relaxed);
+    if (ended(target, end)) break;
+    if (Clock::now() >= deadline) return WaitEnd::kDeadline;
+  }
+  patience.learn(Clock::now() - begin);
+  return end;
+}
+
+}  // namespace plait::comm

@@ -1,5 +1,7 @@
 // Bytes of a connection. The first byte chooses how they are cut; every cut must give the same requests and the same
 // end.
+#include <fmt/format.h>
+
 #include "base/assert.h"
 #include "server/http_parser.h"
 

@@ -1,6 +1,7 @@
 // Bodies of /generate, /v1/completions and /v1/chat/completions. What is accepted must be within every limit and must
 // run: a format writes an answer for it that is JSON again.
 #include <boost/json/parse.hpp>
+#include <fmt/format.h>
 
 #include "base/assert.h"
 #include "server/native_api.h"

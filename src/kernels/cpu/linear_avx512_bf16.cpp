@@ -11,7 +11,9 @@
 #include <immintrin.h>
 
 // GCC 12's own header of _mm512_undefined_* and friends trips over this.
+#if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 
 HWY_PUSH_ATTRIBUTES("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16")
 namespace plait::kernels {

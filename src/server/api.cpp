@@ -57,6 +57,10 @@ bool authorised(const HttpRequest& head, const std::string& api_key) {
   return bearer && same_secret(given, api_key);
 }
 
+bool is_encoded(std::string_view content_encoding) {
+  return !content_encoding.empty() && content_encoding != "identity";
+}
+
 bool is_json(std::string_view content_type) {
   content_type = content_type.substr(0, content_type.find(';'));
   while (!content_type.empty() && content_type.back() == ' ') content_type.remove_suffix(1);
@@ -78,8 +82,9 @@ struct Api::Route {
   std::string_view path;
   unsigned methods = kGet;
   void (Api::*handler)(const ExchangePointer&) = nullptr;
-  bool open = false;    // needs no key
-  bool prefix = false;  // everything below the path, too
+  bool open = false;       // needs no key
+  bool prefix = false;     // everything below the path, too
+  bool takes_body = true;  // if the method has one; else what comes is not looked at
 };
 
 const Api::Route Api::kRoutes[] = {
@@ -93,7 +98,7 @@ const Api::Route Api::kRoutes[] = {
     {"/server_info", kGet, &Api::server_info},
     {"/get_load", kGet, &Api::get_load},
     {"/metrics", kGet, &Api::metrics},
-    {"/flush_cache", kGet | kPost, &Api::flush_cache},
+    {"/flush_cache", kGet | kPost, &Api::flush_cache, false, false, false},
     {"/abort_request", kPost, &Api::abort_request},
     {"/generate", kPost | kPut, &Api::generate},
     {"/v1/models", kGet, &Api::list_models},
@@ -122,10 +127,13 @@ std::optional<HttpResponse> Api::check_head(const HttpRequest& head) const {
     return refusal(405, fmt::format("This route takes {} only.", allowed(route->methods)), "method_not_allowed",
                    allowed(route->methods));
   }
-  const bool takes_body = (bit_of(head.method) & (kPost | kPut)) != 0;
-  if (takes_body && head.has_body && !is_json(head.content_type)) {
+  const bool reads_body = route->takes_body && head.has_body && (bit_of(head.method) & (kPost | kPut)) != 0;
+  if (reads_body && !is_json(head.content_type)) {
     return refusal(415, "Only bodies of the type application/json are read: set Content-Type.",
                    "unsupported_media_type");
+  }
+  if (reads_body && is_encoded(head.content_encoding)) {
+    return refusal(415, "Only bodies without a Content-Encoding are read.", "unsupported_media_type");
   }
   return std::nullopt;
 }

@@ -1,8 +1,7 @@
 // The routes that tell about the server and steer it: health, information, metrics, cache, abort, models.
-#include <boost/json/serialize.hpp>
-
 #include "base/version.h"
 #include "server/api.h"
+#include "server/json_text.h"
 #include "server/request_fields.h"
 
 namespace plait {
@@ -13,7 +12,9 @@ namespace json = boost::json;
 constexpr std::chrono::milliseconds kHealthTimeout{20'000};
 
 HttpResponse json_response(const json::value& value, int status = 200) {
-  return {.status = status, .body = json::serialize(value)};
+  HttpResponse response{.status = status};
+  append_value(response.body, value);
+  return response;
 }
 
 std::optional<char> hex_pair(std::string_view digits) {
@@ -55,7 +56,7 @@ json::object Api::status() const {
   }
   return {{"status", word},
           {"phase", supervisor.activity()},
-          {"seconds_in_phase", supervisor.seconds_in_activity()},
+          {"seconds_in_phase", std::round(supervisor.seconds_in_activity() * 1000) / 1000},
           {"engine_restarts", supervisor.restarts()},
           {"unfinished_requests", front_end_.unfinished()}};
 }
@@ -109,6 +110,11 @@ void Api::server_info(const ExchangePointer& exchange) {
       {"served_model_name", front_end_.context().served_model_name},
       {"dtype", options.engine.dtype},
       {"host", options.host},
+      {"port", options.port},
+      {"tp_size", 1},
+      {"dp_size", 1},
+      {"pp_size", 1},
+      {"ep_size", 1},
       {"page_size", engine.page_tokens},
       {"context_length", front_end_.context().context_tokens},
       {"max_total_num_tokens", engine.kv_tokens},
@@ -138,7 +144,7 @@ void Api::server_info(const ExchangePointer& exchange) {
 void Api::get_load(const ExchangePointer& exchange) {
   const SchedulerLoad& load = front_end_.supervisor().load();
   exchange->respond(json_response({{{"dp_rank", 0},
-                                    {"num_reqs", load.running + load.queued},
+                                    {"num_reqs", front_end_.unfinished()},
                                     {"num_waiting_reqs", load.queued},
                                     {"num_tokens", load.kv_used_tokens}}}));
 }

@@ -20,6 +20,7 @@ namespace plait {
 
 struct SequenceRequest {
   std::string rid;
+  std::string group;        // the rid as the client gave it, where several sequences share it: aborts all of them
   size_t prompt_index = 0;  // sequences of the same prompt (n > 1) share it
   Request request;          // its id is given when it is accepted
   std::vector<std::string> stop;

@@ -91,7 +91,8 @@ ApiStatus FrontEnd::submit(std::vector<std::unique_ptr<ClientSequence>>& sequenc
   for (const auto& sequence : sequences) {
     const std::string& rid = sequence->request().rid;
     if (rid.empty()) continue;
-    if (rids_.contains(rid) || std::find(new_rids.begin(), new_rids.end(), rid) != new_rids.end()) {
+    const bool under_way = rids_.contains(rid) || rids_.contains(sequence->request().group);
+    if (under_way || std::find(new_rids.begin(), new_rids.end(), rid) != new_rids.end()) {
       return bad_request(fmt::format("A request with rid '{}' is already under way.", rid), "rid", "duplicate_rid");
     }
     new_rids.push_back(rid);
@@ -102,8 +103,10 @@ ApiStatus FrontEnd::submit(std::vector<std::unique_ptr<ClientSequence>>& sequenc
     ClientSequence& sequence = *sequences[i];
     sequence.accepted(next_id_++, fmt::format("{:016x}{:016x}", draw_seed(), draw_seed()));
     const Request& request = sequence.request().request;
-    routes_[request.id] = {receiver, i, sequence.request().rid};
-    rids_.emplace(sequence.request().rid, request.id);
+    const Route route{receiver, i, sequence.request().rid, sequence.request().group};
+    rids_.emplace(route.rid, request.id);
+    if (!route.group.empty()) rids_.emplace(route.group, request.id);
+    routes_[request.id] = route;
     ledger_.add(request, now);
   }
   go_on();
@@ -113,13 +116,15 @@ ApiStatus FrontEnd::submit(std::vector<std::unique_ptr<ClientSequence>>& sequenc
 void FrontEnd::forget(RequestId id) {
   const auto route = routes_.find(id);
   if (route == routes_.end()) return;
-  const auto [begin, end] = rids_.equal_range(route->second.rid);
-  for (auto item = begin; item != end; ++item) {
-    if (item->second != id) continue;
-    rids_.erase(item);
-    break;
-  }
+  forget_rid(route->second.rid, id);
+  forget_rid(route->second.group, id);
   routes_.erase(route);
+}
+
+void FrontEnd::forget_rid(const std::string& rid, RequestId id) {
+  const auto [begin, end] = rids_.equal_range(rid);
+  const auto item = std::find_if(begin, end, [id](const auto& entry) { return entry.second == id; });
+  if (item != end) rids_.erase(item);
 }
 
 void FrontEnd::abandon(RequestId id) {

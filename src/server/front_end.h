@@ -48,7 +48,7 @@ class FrontEnd {
   ApiStatus submit(std::vector<std::unique_ptr<ClientSequence>>& sequences, std::shared_ptr<OutputReceiver> receiver);
   // The caller wants no more outputs of it.
   void abandon(RequestId id);
-  // Ends requests as if the engine had aborted them; unknown rids are ignored.
+  // Ends requests as if the engine had aborted them. `rid` is one request's or a group's; unknown ones are ignored.
   void abort(const std::string& rid);
   void abort_all();
 
@@ -73,7 +73,7 @@ class FrontEnd {
   struct Route {
     std::shared_ptr<OutputReceiver> receiver;
     size_t index = 0;
-    std::string rid;
+    std::string rid, group;
   };
 
   void on_ready(const EngineInfo& info);
@@ -85,6 +85,7 @@ class FrontEnd {
   void fail_all(ErrorKind kind, const std::string& message);
   void go_on();
   void forget(RequestId id);
+  void forget_rid(const std::string& rid, RequestId id);
   void sweep_deadlines();
   int64_t room_in_queue() const;
   void check_drained();
@@ -104,7 +105,7 @@ class FrontEnd {
 
   RequestId next_id_ = 1;
   std::unordered_map<RequestId, Route> routes_;
-  std::unordered_multimap<std::string, RequestId> rids_;
+  std::unordered_multimap<std::string, RequestId> rids_;  // and groups
   uint64_t next_ticket_ = 1;
   std::unordered_map<uint64_t, std::function<void(std::optional<bool>)>> flushes_;
   bool serving_ = false;  // the warm-up request went through

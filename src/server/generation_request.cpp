@@ -55,7 +55,9 @@ ApiStatus add_samples(const ApiContext& context, const SamplingChoice& choice,
   for (int64_t sample = 0; sample < choice.samples; ++sample) {
     SequenceRequest& sequence = generation.sequences.emplace_back(prototype);
     sequence.request.sampling.seed = sample_seed(choice.params.seed, sample);
-    if (choice.samples > 1 && !prototype.rid.empty()) sequence.rid = fmt::format("{}_{}", prototype.rid, sample);
+    if (choice.samples == 1 || prototype.rid.empty()) continue;
+    sequence.rid = fmt::format("{}_{}", prototype.rid, sample);
+    if (prototype.group.empty()) sequence.group = prototype.rid;
   }
   return {};
 }

@@ -35,7 +35,8 @@ struct GenerationRequest {
 };
 
 // Adds the n samples of one prompt. `prototype` has the prompt and what is wanted besides the tokens; each sample gets
-// its own seed and, if the prototype has one, its own rid. 400 if the length or a total is beyond a limit.
+// its own seed and, if the prototype has one, its own rid ("<rid>_<sample>"). 400 if the length or a total is beyond a
+// limit.
 ApiStatus add_samples(const ApiContext& context, const SamplingChoice& choice,
                       std::optional<int64_t> default_max_new_tokens, SequenceRequest prototype,
                       GenerationRequest& generation);

@@ -15,10 +15,11 @@ namespace plait {
 
 struct HttpRequest {
   std::string method;
-  std::string path;   // without the query
+  std::string path;   // without the query, and without a scheme and host before it
   std::string query;  // without the question mark
   std::string authorization;
   std::string content_type;
+  std::string content_encoding;
   std::string body;
   bool has_body = false;  // a body follows the header (maybe an empty one, in chunks)
   bool expects_continue = false;

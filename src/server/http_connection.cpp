@@ -19,6 +19,7 @@ constexpr size_t kReadAheadBytes = 64 << 10;
 // A refused client may still be sending: reading on for a while lets it see the answer instead of a reset.
 constexpr std::chrono::seconds kLingerTime{2};
 constexpr size_t kLingerBytes = 64 << 20;
+constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
 
 struct Reason {
   int status;
@@ -67,6 +68,7 @@ class ConnectionExchange : public Exchange {
 
   // A handler that drops a request without an answer made a mistake; the client must not wait for ever.
   ~ConnectionExchange() override {
+    if (abandoned_) return;
     if (!answered_) {
       respond(to_response(server_failure("The request was dropped.")));
     } else if (streaming_) {
@@ -156,7 +158,7 @@ void HttpConnection::want_input() {
   socket_.async_wait(asio::ip::tcp::socket::wait_read,
                      [self = shared_from_this()](const boost::system::error_code& problem) {
                        self->reading_ = false;
-                       if (problem) self->input_ended_ = true;
+                       if (problem) self->input_ended_ = self->lost_ = true;
                        if (!problem) self->take_input();
                        self->want_input();
                        self->notify();
@@ -167,7 +169,28 @@ void HttpConnection::take_input() {
   boost::system::error_code problem;
   const size_t bytes = socket_.read_some(asio::buffer(server_->scratch), problem);
   input_.append(server_->scratch.data(), bytes);
-  if (problem && problem != asio::error::would_block && problem != asio::error::try_again) input_ended_ = true;
+  if (!problem || problem == asio::error::would_block || problem == asio::error::try_again) return;
+  input_ended_ = true;
+  if (problem != asio::error::eof) lost_ = true;
+}
+
+// The end of the client's bytes looks the same whether it left or only has nothing more to say and waits for its
+// answer. Sending something tells: who left answers with a reset. Events of a stream do; before them an interim
+// response does, which every HTTP/1.1 client must skip. HTTP/1.0 has none: there, such a client counts as gone.
+void HttpConnection::watch_half_closed(const HttpRequest& request) {
+  if (std::exchange(watching_half_closed_, true)) return;
+  if (!head_sent_ && request.http_1_0) {
+    lost_ = true;
+    return;
+  }
+  if (!head_sent_) {
+    queued_ += kContinue;
+    start_write();
+  }
+  socket_.async_wait(asio::ip::tcp::socket::wait_error, [self = shared_from_this()](const boost::system::error_code&) {
+    self->lost_ = true;
+    self->notify();
+  });
 }
 
 // Until notify(), or the deadline.
@@ -179,6 +202,8 @@ awaitable<void> HttpConnection::changed(Clock::time_point deadline) {
 // ---- output
 
 void HttpConnection::append_head(const HttpResponse& response, std::string_view framing) {
+  head_sent_ = true;
+  if (input_ended_ && input_.empty()) keep_alive_ = false;
   fmt::format_to(std::back_inserter(queued_), "HTTP/1.1 {} {}\r\nDate: {}\r\nServer: plait\r\n", response.status,
                  reason_of(response.status), date_header());
   if (!response.content_type.empty() && response.status != 204) {
@@ -304,7 +329,7 @@ awaitable<bool> HttpConnection::read_request(HttpParser& parser) {
         co_return refuse(*refusal, head);
       }
       if (head.expects_continue && head.has_body && input_.empty()) {
-        queued_ += "HTTP/1.1 100 Continue\r\n\r\n";
+        queued_ += kContinue;
         start_write();
       }
     }
@@ -325,15 +350,17 @@ awaitable<bool> HttpConnection::read_request(HttpParser& parser) {
 }
 
 awaitable<void> HttpConnection::answer(HttpParser& parser) {
-  exchange_done_ = false;
+  exchange_done_ = head_sent_ = false;
   const Busy busy(*server_);
   auto exchange = std::make_shared<ConnectionExchange>(shared_from_this(), std::move(parser.request()));
   const std::weak_ptr<ConnectionExchange> watched = exchange;
   // The handler owns the exchange from here on: if it drops it, the exchange answers for itself.
   server_->handlers.handle(std::move(exchange));
   while (!exchange_done_) {
-    if (input_ended_ || broken_) {
-      if (const auto lost = watched.lock()) lost->lose();
+    const auto current = watched.lock();
+    if (input_ended_ && current) watch_half_closed(current->request());
+    if (lost_ || broken_) {
+      if (current) current->lose();
       break_off();
       co_return;
     }

@@ -56,6 +56,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   size_t read_ahead_bytes() const;
   void want_input();
   void take_input();
+  void watch_half_closed(const HttpRequest& request);
   void start_write();
   void continue_write();
   void break_off();
@@ -68,7 +69,9 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
 
   std::string input_;
   bool reading_ = false;
-  bool input_ended_ = false;  // the client closed its side
+  bool input_ended_ = false;  // the client closed its side; it may still read
+  bool lost_ = false;         // it is gone: nobody reads an answer
+  bool watching_half_closed_ = false;
 
   std::string queued_;   // to be sent after
   std::string sending_;  // what is being sent, from
@@ -77,6 +80,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   bool broken_ = false;  // nothing can be sent any more
 
   bool keep_alive_ = true;
+  bool head_sent_ = false;  // of the answer to the current request
   bool exchange_done_ = true;
 };
 

@@ -32,6 +32,17 @@ struct HttpParser::Impl {
     return std::string(value.data(), value.size());
   }
 
+  // "/path?query", or the form that is meant for proxies: "http://host/path?query".
+  void take_target(std::string_view target) {
+    if (const size_t scheme = target.find("://"); scheme != std::string_view::npos && !target.starts_with('/')) {
+      const size_t slash = target.find('/', scheme + 3);
+      target = slash == std::string_view::npos ? "/" : target.substr(slash);
+    }
+    const size_t question = target.find('?');
+    request.path = target.substr(0, question);
+    if (question != std::string_view::npos) request.query = target.substr(question + 1);
+  }
+
   ApiError explain(const beast::error_code& problem) const {
     if (problem == http::error::header_limit) {
       return refusal(431, fmt::format("The request header is larger than {} bytes.", max_header_bytes),
@@ -45,13 +56,11 @@ struct HttpParser::Impl {
 
   std::optional<ApiError> take_header() {
     const auto& head = parser.get();
-    const std::string_view target(head.target().data(), head.target().size());
-    const size_t question = target.find('?');
+    take_target({head.target().data(), head.target().size()});
     request.method.assign(head.method_string().data(), head.method_string().size());
-    request.path = target.substr(0, question);
-    if (question != std::string_view::npos) request.query = target.substr(question + 1);
     request.authorization = field(http::field::authorization);
     request.content_type = field(http::field::content_type);
+    request.content_encoding = field(http::field::content_encoding);
     request.expects_continue = beast::iequals(head[http::field::expect], "100-continue");
     request.keep_alive = parser.keep_alive();
     request.has_body = !parser.is_done();
@@ -100,6 +109,9 @@ HttpParser::State HttpParser::feed(std::string_view bytes, size_t& consumed) {
   consumed = 0;
   if (impl_->error) return State::kError;
   auto& parser = impl_->parser;
+  // Empty lines before a request are to be ignored: some clients send one after a body.
+  while (!parser.got_some() && bytes.substr(consumed).starts_with("\r\n")) consumed += 2;
+  if (!parser.got_some() && bytes.substr(consumed) == "\r") return State::kNeedMore;
   while (!parser.is_done()) {
     beast::error_code problem;
     const size_t used =

@@ -1,5 +1,7 @@
 #include "server/json_text.h"
 
+#include <boost/json/serialize.hpp>
+
 namespace plait {
 
 void append_escaped(std::string& out, std::string_view text) {
@@ -50,6 +52,31 @@ void append_logprob(std::string& out, double logprob) {
 std::string token_text(const Tokenizer* tokenizer, int32_t id) {
   if (tokenizer == nullptr) return {};
   return tokenizer->decode(std::span(&id, 1), false);
+}
+
+void append_value(std::string& out, const boost::json::value& value) {
+  Separator separator;
+  if (const auto* object = value.if_object()) {
+    out += '{';
+    for (const auto& [name, member] : *object) {
+      separator(out);
+      append_quoted(out, name);
+      out += ':';
+      append_value(out, member);
+    }
+    out += '}';
+  } else if (const auto* array = value.if_array()) {
+    out += '[';
+    for (const boost::json::value& element : *array) {
+      separator(out);
+      append_value(out, element);
+    }
+    out += ']';
+  } else if (const double* number = value.if_double(); number != nullptr && std::isfinite(*number)) {
+    fmt::format_to(std::back_inserter(out), "{}", *number);
+  } else {
+    out += boost::json::serialize(value);
+  }
 }
 
 void append_event(std::string& out, std::string_view json) {

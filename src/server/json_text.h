@@ -5,6 +5,8 @@
 #include <string>
 #include <string_view>
 
+#include <boost/json/value.hpp>
+
 #include "text/tokenizer.h"
 
 namespace plait {
@@ -16,6 +18,9 @@ inline constexpr double kLeastLogprob = -9999.0;
 void append_logprob(std::string& out, double logprob);
 // The token as text, U+FFFD for bytes that are no whole character. Empty without a tokenizer.
 std::string token_text(const Tokenizer* tokenizer, int32_t id);
+
+// Like boost::json::serialize, with numbers as people write them: 0.317 and not 3.17E-1.
+void append_value(std::string& out, const boost::json::value& value);
 
 void append_event(std::string& out, std::string_view json);  // "data: <json>\n\n"
 inline constexpr std::string_view kDoneEvent = "data: [DONE]\n\n";

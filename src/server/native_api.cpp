@@ -48,6 +48,9 @@ ApiResult<PromptList> read_either(const ApiContext& context, const RequestFields
 constexpr std::string_view kPerPrompt[] = {"sampling_params",  "rid",     "return_logprob", "logprob_start_len",
                                            "top_logprobs_num", "priority"};
 
+// Ours, beside SGLang's: the rid of the whole batch.
+constexpr std::string_view kGroup = "rid_group";
+
 // The fields of prompt `index` alone.
 ApiResult<json::object> fields_of_prompt(const RequestFields& fields, size_t index, size_t count, bool batch) {
   json::object own;
@@ -68,6 +71,11 @@ ApiResult<json::object> fields_of_prompt(const RequestFields& fields, size_t ind
   for (const std::string_view name : kPerPrompt) {
     const json::value* value = fields.value(name);
     PLAIT_RETURN_IF_ERROR(pick(name, value != nullptr && value->is_array()));
+  }
+  // One rid for a batch: "<rid>_<prompt>" for each.
+  if (const json::value* rid = fields.value("rid"); batch && rid != nullptr && rid->is_string()) {
+    own["rid"] = fmt::format("{}_{}", std::string_view(rid->get_string()), index);
+    own[kGroup] = *rid;
   }
   // One list of ids is already an array: only an array of arrays is one for each.
   constexpr std::string_view kIds = "token_ids_logprob";
@@ -109,6 +117,7 @@ ApiStatus add_prompt(const ApiContext& context, const json::object& own, std::ve
   const auto priority = item.integer("priority", priorities);
 
   SequenceRequest sequence{.rid = item.text("rid", context.limits.rid_bytes).value_or(""), .prompt_index = index};
+  sequence.group = item.text(kGroup).value_or("");
   PLAIT_RETURN_IF_ERROR(item.status());
   Request& request = sequence.request;
   request.prompt_ids = std::move(ids);

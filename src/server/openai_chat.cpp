@@ -12,6 +12,7 @@ namespace {
 namespace json = boost::json;
 
 struct ChatOptions {
+  std::string id;
   StreamOptions stream;
   bool logprobs = false;
 };
@@ -20,8 +21,9 @@ class ChatFormatter : public ResponseFormat {
  public:
   ChatFormatter(const ApiContext& context, ChatOptions options)
       : context_(context),
-        options_(options),
-        head_(answer_head("chatcmpl", options.stream.stream ? "chat.completion.chunk" : "chat.completion", context)) {}
+        options_(std::move(options)),
+        head_(answer_head(options_.id, options_.stream.stream ? "chat.completion.chunk" : "chat.completion", context)) {
+  }
 
   void stream_update(Sequences sequences, size_t index, std::string& events) override {
     const ClientSequence& sequence = *sequences[index];
@@ -143,7 +145,7 @@ ApiResult<GenerationRequest> parse_chat(const ApiContext& context, const json::o
   PLAIT_RETURN_IF_ERROR(check_model(context, fields));
   refuse_unserved_openai_fields(fields);
   fields.refuse("audio", "the models served here write text only");
-  ChatOptions options{.stream = read_stream_options(fields)};
+  ChatOptions options{.id = read_answer_id(context, fields, "chatcmpl"), .stream = read_stream_options(fields)};
   options.logprobs = fields.boolean("logprobs").value_or(false);
   const auto top = fields.integer("top_logprobs", {0, context.limits.openai_top_logprobs});
   if (top && *top > 0 && !options.logprobs) fields.fail("top_logprobs", "needs logprobs to be true");
@@ -152,7 +154,7 @@ ApiResult<GenerationRequest> parse_chat(const ApiContext& context, const json::o
 
   auto prompt = encode_chat(*context.chat_format, chat, *context.tokenizer);
   if (prompt.has_error()) return bad_request(prompt.error().message, "messages");
-  SequenceRequest sequence;
+  SequenceRequest sequence{.rid = options.id};
   sequence.request.prompt_ids = context.tokenizer->encode(*prompt, false);
   sequence.request.return_logprob = options.logprobs;
   sequence.request.top_logprobs = static_cast<int32_t>(options.logprobs ? top.value_or(0) : 0);

@@ -5,6 +5,9 @@
 namespace plait {
 namespace {
 
+constexpr size_t kMostModalities = 16;
+constexpr size_t kMostModalityBytes = 64;
+
 struct RefusedField {
   std::string_view name;
   std::string_view why;
@@ -60,6 +63,9 @@ StreamOptions read_stream_options(RequestFields& fields) {
 
 void refuse_unserved_openai_fields(RequestFields& fields) {
   for (const RefusedField& refused : kRefused) fields.refuse(refused.name, refused.why);
+  for (const std::string& modality : fields.texts("modalities", kMostModalities, kMostModalityBytes)) {
+    if (modality != "text") fields.fail("modalities", "must be [\"text\"]: the models served here write nothing else");
+  }
   const boost::json::object* format = fields.object("response_format");
   if (format == nullptr) return;
   RequestFields inner(*format, fields.path_of("response_format"));
@@ -68,11 +74,18 @@ void refuse_unserved_openai_fields(RequestFields& fields) {
   if (type != "text") fields.refuse("response_format", "constrained decoding is not part of this version");
 }
 
-std::string answer_head(std::string_view id_prefix, std::string_view object, const ApiContext& context) {
+std::string read_answer_id(const ApiContext& context, RequestFields& fields, std::string_view prefix) {
+  const std::optional<std::string> rid = fields.text("rid", context.limits.rid_bytes);
+  if (rid && !rid->empty()) return *rid;
+  return fmt::format("{}-{:016x}{:016x}", prefix, draw_seed(), draw_seed());
+}
+
+std::string answer_head(std::string_view id, std::string_view object, const ApiContext& context) {
   const auto now = std::chrono::system_clock::now().time_since_epoch();
-  std::string head =
-      fmt::format(R"("id":"{}-{:016x}{:016x}","object":"{}","created":{},"model":)", id_prefix, draw_seed(),
-                  draw_seed(), object, std::chrono::duration_cast<std::chrono::seconds>(now).count());
+  std::string head = R"("id":)";
+  append_quoted(head, id);
+  fmt::format_to(std::back_inserter(head), R"(,"object":"{}","created":{},"model":)", object,
+                 std::chrono::duration_cast<std::chrono::seconds>(now).count());
   append_quoted(head, context.served_model_name);
   return head;
 }

@@ -24,8 +24,11 @@ StreamOptions read_stream_options(RequestFields& fields);
 // Refuses what would change the answer's meaning and is not served: response_format other than text, lora_path, ...
 void refuse_unserved_openai_fields(RequestFields& fields);
 
+// The id of the answer, which is also the rid to abort it by: the request's own "rid", or "<prefix>-<drawn>".
+std::string read_answer_id(const ApiContext& context, RequestFields& fields, std::string_view prefix);
+
 // The fields that every answer and event of one request begins with: id, object, created, model.
-std::string answer_head(std::string_view id_prefix, std::string_view object, const ApiContext& context);
+std::string answer_head(std::string_view id, std::string_view object, const ApiContext& context);
 
 // {"prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details"}; a prompt counts once for all its
 // samples.

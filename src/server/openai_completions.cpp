@@ -14,6 +14,7 @@ namespace json = boost::json;
 constexpr int64_t kDefaultMaxTokens = 16;  // OpenAI's
 
 struct CompletionOptions {
+  std::string id;
   StreamOptions stream;
   bool echo = false;
   bool logprobs = false;
@@ -104,9 +105,9 @@ class CompletionFormat : public ResponseFormat {
  public:
   CompletionFormat(const ApiContext& context, CompletionOptions options, std::vector<std::string> echoes)
       : context_(context),
-        options_(options),
+        options_(std::move(options)),
         echoes_(std::move(echoes)),
-        head_(answer_head("cmpl", "text_completion", context)) {}
+        head_(answer_head(options_.id, "text_completion", context)) {}
 
   void stream_update(Sequences sequences, size_t index, std::string& events) override {
     const ClientSequence& sequence = *sequences[index];
@@ -206,7 +207,7 @@ ApiResult<GenerationRequest> parse_completions(const ApiContext& context, const 
   PLAIT_RETURN_IF_ERROR(check_model(context, fields));
   refuse_unserved_openai_fields(fields);
   fields.refuse("suffix", "insertion is not part of this version");
-  CompletionOptions options{.stream = read_stream_options(fields)};
+  CompletionOptions options{.id = read_answer_id(context, fields, "cmpl"), .stream = read_stream_options(fields)};
   options.echo = fields.boolean("echo").value_or(false);
   const auto logprobs = fields.integer("logprobs", {0, context.limits.openai_top_logprobs});
   options.logprobs = logprobs.has_value();
@@ -223,7 +224,11 @@ ApiResult<GenerationRequest> parse_completions(const ApiContext& context, const 
   generation.format = std::make_unique<CompletionFormat>(
       context, options, options.echo ? echo_texts(context, prompts) : std::vector<std::string>());
   for (size_t i = 0; i < prompts.ids.size(); ++i) {
-    SequenceRequest sequence{.prompt_index = i};
+    SequenceRequest sequence{.rid = options.id, .prompt_index = i};
+    if (prompts.list) {
+      sequence.rid = fmt::format("{}_{}", options.id, i);
+      sequence.group = options.id;
+    }
     Request& request = sequence.request;
     request.prompt_ids = std::move(prompts.ids[i]);
     request.return_logprob = options.logprobs;

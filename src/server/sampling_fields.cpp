@@ -6,7 +6,7 @@
 namespace plait {
 namespace {
 
-constexpr double kNoLimit = std::numeric_limits<double>::max();
+constexpr double kMostTemperature = std::numeric_limits<float>::max();
 constexpr double kMaxLogitBias = 100;
 
 struct NumberField {
@@ -16,7 +16,7 @@ struct NumberField {
   NumberRange openai;
 };
 constexpr NumberField kNumberFields[] = {
-    {"temperature", &SamplingParams::temperature, {0, kNoLimit}, {0, 2}},
+    {"temperature", &SamplingParams::temperature, {0, kMostTemperature}, {0, 2}},
     {"top_p", &SamplingParams::top_p, {0, 1, true}, {0, 1, true}},
     {"min_p", &SamplingParams::min_p, {0, 1}, {0, 1}},
     {"frequency_penalty", &SamplingParams::frequency_penalty, {-2, 2}, {-2, 2}},

@@ -65,7 +65,7 @@ class Server {
     HttpLimits limits{.header_bytes = options_.max_header_bytes,
                       .body_bytes = options_.max_body_bytes,
                       .read_timeout = options_.request_read_timeout};
-    limits.connections = raise_open_file_limit() - kReservedDescriptors;
+    limits.connections = std::max(raise_open_file_limit(), kReservedDescriptors + 1) - kReservedDescriptors;
     PLAIT_ASSIGN_OR_RETURN(
         http_, HttpServer::listen(
                    loop_, options_.host, options_.port, limits,

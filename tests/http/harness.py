@@ -48,7 +48,8 @@ def process_runs(pid):
 class Server:
     """`plait serve` on a free port. Use as a context manager, or stop() it."""
 
-    def __init__(self, plait, *flags, model=DEMO_MODEL, api_key=None, program_prefix=()):
+    def __init__(self, plait, *flags, model=DEMO_MODEL, api_key=None, program_prefix=(), log=None):
+        """`log`: where the log goes instead of a file; then --port must be given."""
         self.log_file = tempfile.NamedTemporaryFile(prefix="plait-", suffix=".log", delete=False)
         self.api_key = api_key
         flags = [str(flag) for flag in flags]
@@ -59,8 +60,8 @@ class Server:
             command += ["--max-total-tokens", "65536"]
         if api_key:
             command += ["--api-key", api_key]
-        self.process = subprocess.Popen(command, stdout=self.log_file, stderr=subprocess.STDOUT)
-        self.port = None
+        self.process = subprocess.Popen(command, stdout=log or self.log_file, stderr=subprocess.STDOUT)
+        self.port = int(flags[flags.index("--port") + 1]) if log else None
         # One for all threads: making a client costs more than most requests here.
         self.client = httpx.Client(
             headers=self.headers, timeout=PATIENCE_SECONDS, limits=httpx.Limits(max_connections=None), trust_env=False
@@ -78,6 +79,9 @@ class Server:
         return pathlib.Path(self.log_file.name).read_text(errors="replace")
 
     def wait_listening(self):
+        if self.port:
+            return self
+
         def listening():
             assert self.process.poll() is None, self.log()
             return re.search(r"listening on http://\S+:(\d+)", self.log())
@@ -136,9 +140,13 @@ class Server:
         return self.info()["engine_pid"]
 
     def running(self):
-        """Requests the engine says it is running or queueing."""
+        """Requests the engine says it is running or queueing: what it said last, up to half a second ago."""
         state = self.info()["internal_states"][0]
         return state["num_running_reqs"] + state["num_queue_reqs"]
+
+    def unfinished(self):
+        """Requests the front end has accepted and not answered."""
+        return self.info()["unfinished_requests"]
 
     def metric(self, name):
         for line in self.get("/metrics").text.splitlines():

@@ -3,6 +3,7 @@
 After every one the server must answer a plain request, and a stream that runs all the while must arrive whole.
 """
 
+import gzip
 import json
 import socket
 import threading
@@ -113,6 +114,8 @@ MUST_FAIL = [
     ("a list where one value belongs", native(rid=["a", "b"])),
     ("stream_options without stream", chat(stream_options={"include_usage": True})),
     ("stream as text", chat(stream="true")),
+    ("speech", chat(modalities=["text", "audio"], audio={"voice": "alloy", "format": "wav"})),
+    ("a temperature that no float32 holds", sampling(temperature=1e308)),
     ("another data-parallel rank", native(routed_dp_rank=1)),
 ]
 
@@ -197,6 +200,7 @@ WIRE = [
     ("TRACE", http_request("TRACE", "/health"), {405}),
     ("another content type", http_request("POST", "/generate", b"{}", {"Content-Type": "text/plain"}), {415}),
     ("no content type", http_request("POST", "/generate", b"{}", {"Content-Type": None}), {415}),
+    ("a compressed body", http_request("POST", "/generate", gzip.compress(b'{"text": "a"}'), {"Content-Encoding": "gzip"}), {415}),
     ("a form", http_request("POST", "/generate", b"a=b", {"Content-Type": "application/x-www-form-urlencoded"}), {415}),
 ]
 

@@ -1,17 +1,19 @@
 """Full queues, keys, start and end of the server."""
 
 import concurrent.futures
+import json
 import os
 import shutil
 import signal
+import socket
 import threading
 import time
 
 import httpx
 
-from harness import DEMO_MODEL, PATIENCE_SECONDS, chat_body, note, process_runs, wait_until
+from harness import DEMO_MODEL, PATIENCE_SECONDS, chat_body, http_request, note, process_runs, wait_until
 
-LONG = {"text": "one", "sampling_params": {"max_new_tokens": 1500, "ignore_eos": True, "temperature": 0}}
+LONG = {"text": "one", "sampling_params": {"max_new_tokens": 1000, "ignore_eos": True, "temperature": 0}}
 
 
 def in_background(function, *arguments):
@@ -30,7 +32,7 @@ def in_background(function, *arguments):
 def test_full_queue(serve):
     server = serve("--max-running-requests", 2, "--max-queued-requests", 3)
     accepted = [in_background(server.post, "/generate", LONG) for _ in range(5)]
-    wait_until(lambda: server.info()["unfinished_requests"] == 5, what="five requests under way")
+    wait_until(lambda: server.unfinished() == 5, what="five requests under way")
     for path, body in [("/generate", LONG), ("/v1/chat/completions", chat_body("hi")),
                        ("/v1/chat/completions", chat_body("hi", stream=True))]:
         refused = server.post(path, body)
@@ -38,7 +40,7 @@ def test_full_queue(serve):
         assert refused.json()["error"]["code"] == "queue_full"
     assert server.health() == 200, "a busy server is healthy"
     answers = [future.result(PATIENCE_SECONDS).json() for future in accepted]
-    assert {answer["meta_info"]["completion_tokens"] for answer in answers} == {1500}
+    assert {answer["meta_info"]["completion_tokens"] for answer in answers} == {1000}
     assert len({answer["text"] for answer in answers}) == 1
     assert server.answers()
 
@@ -47,7 +49,7 @@ def test_batches_are_accepted_whole_or_not_at_all(serve):
     server = serve("--max-running-requests", 2, "--max-queued-requests", 3)
     refused = server.post("/generate", {"text": ["a"] * 6, "sampling_params": {"max_new_tokens": 4}})
     assert refused.status_code == 503
-    assert server.info()["unfinished_requests"] == 0
+    assert server.unfinished() == 0
     accepted = server.post("/generate", {"text": ["a"] * 5, "sampling_params": {"max_new_tokens": 4}})
     assert len(accepted.json()) == 5
 
@@ -97,9 +99,26 @@ def test_sigterm_drains(serve):
     refused = server.post("/v1/chat/completions", chat_body("hi"))
     assert refused.status_code == 503 and refused.json()["error"]["code"] == "not_ready"
     for future in under_way:
-        assert future.result(PATIENCE_SECONDS).json()["meta_info"]["completion_tokens"] == 1500
+        assert future.result(PATIENCE_SECONDS).json()["meta_info"]["completion_tokens"] == 1000
     assert server.process.wait(20) == 0
     assert not process_runs(engine)
+
+
+def test_drain_waits_for_a_slow_reader(serve):
+    server = serve()
+    body = {**LONG, "stream": True, "sampling_params": {**LONG["sampling_params"], "max_new_tokens": 300}}
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(http_request("POST", "/generate", json.dumps(body).encode(), {"Connection": "close"}))
+        wait_until(lambda: server.running() == 1, what="the stream under way")
+        server.terminate()
+        data = b""
+        while piece := connection.recv(65536):
+            data += piece
+            time.sleep(0.005)
+    assert b"[DONE]" in data and b'"completion_tokens":300' in data
+    assert server.process.wait(20) == 0
 
 
 def test_drain_is_bounded(serve):
@@ -125,6 +144,60 @@ def test_second_signal_ends_at_once(serve):
     assert server.process.wait(5) != 0
     wait_until(lambda: not process_runs(engine), 5, "the engine is gone")
     assert future.exception(10) is not None
+
+
+def test_hang_up_leaves_nothing_behind(serve):
+    server = serve()
+    engine = server.engine_pid()
+    server.process.send_signal(signal.SIGHUP)
+    server.process.wait(10)
+    wait_until(lambda: not process_runs(engine), 5, "the engine is gone")
+
+
+def test_stopped_processes_go_on(serve):
+    """SIGSTOP and SIGCONT, as a debugger or a laptop's lid does it: a pause, and nothing else."""
+    server = serve()
+    expected = server.post("/generate", LONG).json()["output_ids"]
+    for pid in [server.process.pid, server.engine_pid()]:
+        under_way = in_background(server.post, "/generate", LONG)
+        wait_until(lambda: server.running() == 1, what="a request under way")
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(1)
+        if pid != server.process.pid:
+            assert server.health() == 200, "not yet called stuck"
+        os.kill(pid, signal.SIGCONT)
+        assert under_way.result(PATIENCE_SECONDS).json()["output_ids"] == expected
+    assert server.info()["engine_restarts"] == 0
+
+
+def test_a_log_that_cannot_be_written_harms_nobody(serve):
+    """A full disk, and a reader of the log that went away: requests and restarts go on."""
+    port = free_port()
+    reading_end, writing_end = os.pipe()
+    os.close(reading_end)
+    for log in [open("/dev/full", "wb"), writing_end]:
+        server = serve("--port", port, "--log-requests", log=log)
+        assert server.answers()
+        os.kill(server.engine_pid(), signal.SIGKILL)
+        assert server.answers()
+        server.terminate()
+        assert server.process.wait(20) == 0
+    os.close(writing_end)
+
+
+def test_more_connections_than_descriptors(serve):
+    server = serve(program_prefix=["prlimit", "--nofile=100:100"])
+    connections = [server.connect() for _ in range(120)]
+    assert server.process.poll() is None
+    for connection in connections:
+        connection.close()
+    assert server.answers()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def test_idle_server_stops_at_once(serve):

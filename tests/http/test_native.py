@@ -108,6 +108,12 @@ def test_n_and_rids(demo):
     assert generate(demo, text="one", rid="mine", sampling_params=GREEDY)["meta_info"]["id"] == "mine"
 
 
+def test_one_rid_for_a_batch(demo):
+    answers = generate(demo, text=["one", "two"], rid="batch", sampling_params={**GREEDY, "n": 2})
+    ids = [answer["meta_info"]["id"] for answer in answers]
+    assert ids == ["batch_0_0", "batch_0_1", "batch_1_0", "batch_1_1"]
+
+
 def test_seed_does_not_depend_on_company(demo):
     params = {"temperature": 1, "max_new_tokens": 24, "ignore_eos": True, "sampling_seed": 5}
     alone = generate(demo, text="one two", sampling_params=params)["output_ids"]
@@ -138,11 +144,13 @@ def long_running(server, rid, count=1):
     results = []
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    wait_until(lambda: server.running() > 0, what="the request under way")
+    wait_until(lambda: server.unfinished() > 0, what="the request under way")
+    wait_until(lambda: server.running() > 0, what="the engine at work")
     return thread, results
 
 
 def test_abort_request(demo):
+    wait_until(lambda: demo.running() == 0, what="an idle server")
     thread, results = long_running(demo, "to-abort")
     assert demo.post("/flush_cache", {}).status_code == 400, "requests are running"
     duplicate = demo.post("/generate", {"text": "x", "rid": "to-abort"})
@@ -158,7 +166,36 @@ def test_abort_request(demo):
     assert generate(demo, text="one", rid="to-abort", sampling_params=GREEDY), "the rid is free again"
 
 
+def test_abort_by_the_rid_that_the_client_gave(demo):
+    """Of all samples, of all prompts of a batch, or of one of them."""
+    params = {"max_new_tokens": 1900, "ignore_eos": True}
+    for body, rid, ended in [
+        ({"text": "one", "sampling_params": {**params, "n": 3}}, "group", 3),
+        ({"text": ["one", "two", "three"], "sampling_params": params}, "group", 3),
+        ({"text": ["one", "two", "three"], "sampling_params": params}, "group_1", 1),
+    ]:
+        results = []
+        thread = threading.Thread(target=lambda: results.append(demo.post("/generate", {**body, "rid": "group"})), daemon=True)
+        thread.start()
+        wait_until(lambda: demo.unfinished() == 3, what="the requests under way")
+        assert demo.post("/abort_request", {"rid": rid}).status_code == 200
+        if ended == 1:
+            wait_until(lambda: demo.unfinished() == 2, what="one has ended")
+            demo.post("/abort_request", {"rid": "group"})
+        thread.join(PATIENCE_SECONDS)
+        answers = [answer["meta_info"] for answer in results[0].json()]
+        assert [answer["finish_reason"]["type"] for answer in answers] == ["abort"] * 3
+    assert generate(demo, text="one", rid="group", sampling_params=GREEDY), "the rid is free again"
+
+
+def test_routes_without_a_body_take_any(demo):
+    wait_until(lambda: demo.running() == 0, what="an idle server")
+    for arguments in [{}, {"data": {"a": "b"}}, {"json": {}}]:
+        assert demo.client.post(demo.url + "/flush_cache", **arguments).status_code == 200
+
+
 def test_abort_all(demo):
+    wait_until(lambda: demo.running() == 0, what="an idle server")
     thread, results = long_running(demo, "all", 4)
     assert demo.post("/abort_request", {"abort_all": True}).status_code == 200
     thread.join(PATIENCE_SECONDS)
@@ -168,6 +205,7 @@ def test_abort_all(demo):
 def test_information(demo):
     model = demo.get("/get_model_info").json()
     assert model == demo.get("/model_info").json() and model["is_generation"] is True
+    wait_until(lambda: demo.running() == 0, what="an idle server")
     info = demo.get("/get_server_info").json()
     assert info["status"] == "ready" and info["internal_states"][0]["num_running_reqs"] == 0
     assert demo.get("/get_load").json()[0]["num_waiting_reqs"] == 0

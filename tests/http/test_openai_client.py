@@ -196,6 +196,17 @@ def test_errors_are_the_clients_own(client, model):
     assert caught.value.code == "context_length_exceeded"
 
 
+def test_a_stream_is_aborted_by_its_id(client, demo, model):
+    reasons = set()
+    for chunk in client.chat.completions.create(
+        model=model, messages=ask("Hi"), n=2, stream=True, max_tokens=1900, extra_body={"ignore_eos": True}
+    ):
+        if not reasons:
+            demo.post("/abort_request", {"rid": chunk.id})
+        reasons |= {choice.finish_reason for choice in chunk.choices}
+    assert reasons == {None, "abort"}
+
+
 def test_closing_a_stream_early_is_fine(client, demo, model):
     with client.chat.completions.create(
         model=model, messages=ask("Hi"), stream=True, max_tokens=1000, extra_body={"ignore_eos": True}

@@ -95,6 +95,24 @@ TEST(HttpParser, StopsAtTheHeaderSoThatTheBodyCanBeRefused) {
   EXPECT_EQ(parser.feed("abc", consumed), State::kComplete);
 }
 
+TEST(HttpParser, ReadsTargetsForProxies) {
+  const auto path = [](const std::string& target) {
+    const HttpRequest request = parse("GET " + target + " HTTP/1.1\r\nHost: a\r\n\r\n", 1000).request;
+    return request.path + "?" + request.query;
+  };
+  EXPECT_EQ(path("http://localhost:30000/health?a=b"), "/health?a=b");
+  EXPECT_EQ(path("http://localhost"), "/?");
+  EXPECT_EQ(path("/health?to=http://localhost/x"), "/health?to=http://localhost/x");
+}
+
+TEST(HttpParser, SkipsEmptyLinesBeforeARequest) {
+  for (const size_t piece : {1, 2, 3, 1000}) {
+    const Outcome outcome = parse("\r\n\r\nGET /health HTTP/1.1\r\nHost: a\r\n\r\n", piece);
+    ASSERT_EQ(outcome.state, State::kComplete) << piece;
+    EXPECT_EQ(outcome.request.path, "/health");
+  }
+}
+
 TEST(HttpParser, KnowsWhenAConnectionStays) {
   EXPECT_FALSE(parse("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", 99).request.keep_alive);
   EXPECT_FALSE(parse("GET / HTTP/1.0\r\n\r\n", 99).request.keep_alive);

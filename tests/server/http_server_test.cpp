@@ -263,6 +263,40 @@ TEST_F(HttpServerTest, LeavingClientsAreNoticed) {
   wait_for_losses(20);
 }
 
+TEST_F(HttpServerTest, HalfClosedClientsGetTheirAnswer) {
+  start({});
+  Client client(server_->port());
+  client.send(post("/later", "first") + post("/later", "second"));
+  client.end_of_requests();
+  const std::string answers = client.read_all();
+  EXPECT_THAT(answers, HasSubstr("first"));
+  EXPECT_THAT(answers, EndsWith("Connection: close\r\n\r\nsecond"));
+  EXPECT_EQ(lost_, 0);
+}
+
+TEST_F(HttpServerTest, HalfClosedClientsThatLeaveAreNoticed) {
+  start({});
+  std::vector<std::unique_ptr<Client>> clients;
+  for (const char* path : {"/never", "/endless"}) {
+    clients.push_back(std::make_unique<Client>(server_->port()));
+    clients.back()->send(get(path));
+    clients.back()->end_of_requests();
+  }
+  clients.back()->read_until("xxx");
+  std::this_thread::sleep_for(50ms);
+  EXPECT_EQ(lost_, 0) << "they may be waiting";
+  clients.clear();
+  wait_for_losses(2);
+}
+
+TEST_F(HttpServerTest, WithoutInterimResponsesAHalfClosedClientCountsAsGone) {
+  start({});
+  Client client(server_->port());
+  client.send("GET /never HTTP/1.0\r\n\r\n");
+  client.end_of_requests();
+  wait_for_losses(1);
+}
+
 TEST_F(HttpServerTest, AStreamThatNobodyReadsIsCutOff) {
   start({.unread_stream_bytes = 256 << 10});
   Client client(server_->port(), 4096);

@@ -1,5 +1,8 @@
 #include "server/engine_supervisor.h"
 
+#include <fstream>
+#include <sstream>
+
 #include "base/log.h"
 #include "base/units.h"
 
@@ -11,6 +14,21 @@ constexpr std::chrono::milliseconds kStopPatience{3'000};
 // Often enough to be exact to a tenth of the limit, rarely enough to cost nothing.
 std::chrono::milliseconds watchdog_interval(std::chrono::milliseconds limit) {
   return std::clamp(limit / 10, std::chrono::milliseconds(20), std::chrono::milliseconds(1'000));
+}
+
+// Grows while a process computes or reads mapped files, and stands still when it is stuck; 0: there is none.
+uint64_t work_done(pid_t pid) {
+  std::ifstream file(fmt::format("/proc/{}/stat", pid));
+  std::string text((std::istreambuf_iterator<char>(file)), {});
+  const size_t name_end = text.rfind(')');
+  if (name_end == std::string::npos) return 0;
+  std::istringstream fields(text.substr(name_end + 1));
+  // state, 6 numbers, then minor faults, those of children, major faults, those of children, user and system ticks
+  std::string skipped;
+  for (int i = 0; i < 7; ++i) fields >> skipped;
+  uint64_t minor = 0, major = 0, user = 0, system = 0;
+  fields >> minor >> skipped >> major >> skipped >> user >> system;
+  return minor + major + user + system;
 }
 
 }  // namespace
@@ -54,7 +72,12 @@ void EngineSupervisor::launch() {
   failure_.reset();
   set_activity("starting the engine process");
   const Status started = link_.start({options_.engine, options_.scheduler, options_.log_level});
-  if (started.has_error()) give_up(started.error().message);
+  if (started.has_error()) {
+    give_up(started.error().message);
+    return;
+  }
+  progress_at_ = Clock::now();
+  watch();
 }
 
 void EngineSupervisor::on_ready(const EngineInfo& info) {
@@ -65,7 +88,7 @@ void EngineSupervisor::on_ready(const EngineInfo& info) {
   set_activity("serving");
   progress_at_ = Clock::now();
   if (again) log::info("engine process {} is ready after {}", pid(), format_seconds(info.start_seconds));
-  set_busy(busy_);
+  watch();
   events_.ready(info);
 }
 
@@ -77,27 +100,35 @@ void EngineSupervisor::on_load(const SchedulerLoad& load) {
 void EngineSupervisor::set_busy(bool busy) {
   if (busy && !busy_) progress_at_ = Clock::now();
   busy_ = busy;
-  const bool watch = busy && phase_ == EnginePhase::kReady;
-  if (watch == watching_) return;
-  watching_ = watch;
-  if (watch) {
+  watch();
+}
+
+void EngineSupervisor::watch() {
+  const bool wanted = phase_ == EnginePhase::kReady ? busy_ : link_.running();
+  if (wanted == watching_) return;
+  watching_ = wanted;
+  if (wanted) {
     watchdog_.set(watchdog_interval(options_.watchdog_timeout), [this] { look_for_progress(); });
   } else {
     watchdog_.cancel();
   }
 }
 
-// Steps count, not heartbeats: a process that answers but computes nothing is stuck, too.
+// Steps count, not heartbeats: a process that answers but computes nothing is stuck, too. Before there are steps,
+// loading a large model may take long, but not without any work.
 void EngineSupervisor::look_for_progress() {
   watching_ = false;
+  const bool ready = phase_ == EnginePhase::kReady;
+  const uint64_t work = ready ? start_work_ : work_done(pid());
+  if (std::exchange(start_work_, work) != work) progress_at_ = Clock::now();
   const auto stalled = Clock::now() - progress_at_;
   if (stalled >= options_.watchdog_timeout) {
-    log::error("the engine made no step for {} while requests run (--watchdog-timeout): it is killed",
-               format_seconds(std::chrono::duration<double>(stalled).count()));
+    log::error("the engine made no {} (--watchdog-timeout {}): it is killed",
+               ready ? "step while requests run" : "progress while it starts", options_.watchdog_timeout.count());
     link_.kill();
     return;
   }
-  set_busy(busy_);
+  watch();
 }
 
 void EngineSupervisor::on_died(const std::string& how) {

@@ -34,7 +34,7 @@ class EngineSupervisor {
   // Asks the engine to end, kills it if it does not, and starts none again.
   void stop(std::function<void()> stopped);
 
-  // Whether requests are in flight: the watchdog only looks then.
+  // Whether requests are in flight: a ready engine is only watched then.
   void set_busy(bool busy);
 
   EnginePhase phase() const { return phase_; }
@@ -51,6 +51,7 @@ class EngineSupervisor {
   void on_ready(const EngineInfo& info);
   void on_load(const SchedulerLoad& load);
   void on_died(const std::string& how);
+  void watch();
   void look_for_progress();
   void give_up(const std::string& why);
   void set_activity(std::string activity);
@@ -74,6 +75,7 @@ class EngineSupervisor {
   uint64_t restarts_ = 0;
   bool busy_ = false;
   bool watching_ = false;
+  uint64_t start_work_ = 0;  // work_done() of an engine that is not ready yet
   Clock::time_point progress_at_;
 };
 

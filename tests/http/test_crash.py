@@ -9,10 +9,10 @@ import time
 
 import httpx
 
-from harness import EVAL_TASKS, PATIENCE_SECONDS, chat_body, note, process_runs, wait_until
+from harness import EVAL_TASKS, PATIENCE_SECONDS, chat_body, events_of, note, process_runs, wait_until
 
 STREAMS = 50
-TOKENS = 120
+TOKENS = 80
 
 
 class Stream(threading.Thread):
@@ -113,38 +113,91 @@ def test_killed_engine_loses_nothing(serve, request):
     )
 
 
-def test_other_answers_survive_a_crash(serve):
-    """Without streaming, sampled with a seed, with a stop string, with several samples."""
-    server = serve()
-    bodies = [
-        ("/v1/chat/completions", chat_body("Count.", max_tokens=150, ignore_eos=True)),
-        ("/v1/chat/completions", {**chat_body("Hello", max_tokens=150, ignore_eos=True), "temperature": 1, "seed": 7}),
-        ("/v1/chat/completions", {**chat_body("Hello", max_tokens=100, ignore_eos=True, n=3), "temperature": 1, "seed": 1}),
-        ("/generate", {"text": ["one", "two"], "sampling_params": {"temperature": 0, "max_new_tokens": 150, "ignore_eos": True},
-                       "return_logprob": True, "logprob_start_len": 0}),
-    ]
+SAMPLED = {"temperature": 0.9, "top_p": 0.95, "frequency_penalty": 0.3, "max_new_tokens": 120, "ignore_eos": True, "sampling_seed": 11}
+GREEDY = {"temperature": 0, "max_new_tokens": 120, "ignore_eos": True}
+LOGPROBS = {"return_logprob": True, "logprob_start_len": 0, "top_logprobs_num": 3}
+CHAT = {"messages": [{"role": "user", "content": "Tell."}], "temperature": 1, "seed": 3, "max_tokens": 100, "ignore_eos": True}
+LONG_PROMPT = " ".join(task["prompt"] for task in EVAL_TASKS)[:3500]
+ANSWERS = {
+    "sampled, three samples, all logprobs": ("/generate", {"text": "one two", "sampling_params": {**SAMPLED, "n": 3}, **LOGPROBS}),
+    "greedy stream with logprobs": ("/generate", {"text": "one two", "sampling_params": GREEDY, "stream": True, **LOGPROBS}),
+    "a batch as one stream": ("/generate", {"text": ["a", "b", "c"], "sampling_params": SAMPLED, "stream": True}),
+    "a long prompt": ("/generate", {"text": LONG_PROMPT, "sampling_params": {**GREEDY, "max_new_tokens": 30}, **LOGPROBS}),
+    "parts of characters": ("/generate", {"text": "one", "stream": True, "sampling_params": {
+        **SAMPLED, "logit_bias": {str(token): 4 for token in range(100, 260)}}}),
+    "a stop string": ("/generate", {"text": "one two", "sampling_params": {**SAMPLED, "stop": ["er", "the"], "min_new_tokens": 60}}),
+    "a chat, two samples, logprobs": ("/v1/chat/completions", {**CHAT, "n": 2, "logprobs": True, "top_logprobs": 4}),
+    "a chat as a stream": ("/v1/chat/completions", {
+        **CHAT, "n": 2, "logprobs": True, "top_logprobs": 4, "stream": True, "stream_options": {"include_usage": True}}),
+    "a completion with echo": ("/v1/completions", {"prompt": ["hello", "there"], "max_tokens": 100, "echo": True, "logprobs": 2,
+                                                    "seed": 5, "ignore_eos": True, "stream": True}),
+}
+# When the engine is killed, as shares of the time that the answer takes undisturbed.
+KILLS = [(0,), (0.05,), (0.4,), (0.9,), (0.3, 0.3), (0.5, 0, 0)]
 
-    def ask(path_and_body):
-        reply = server.post(*path_and_body)
+
+def without_what_differs(value):
+    """An answer without ids, times, and what was found in the cache."""
+    if isinstance(value, list):
+        return [without_what_differs(element) for element in value]
+    if isinstance(value, dict):
+        varying = ("id", "created", "e2e_latency", "cached_tokens")
+        return {key: without_what_differs(element) for key, element in value.items() if key not in varying}
+    return value
+
+
+def whole_answer(path, text):
+    """What a client makes of an answer; a crash may cut a stream into other events, but not change their sum."""
+    if not text.startswith("data: "):
+        return without_what_differs(json.loads(text))
+    choices, usage = {}, None
+    for event in events_of(text):
+        if path == "/generate":
+            choices[event.get("index", 0)] = without_what_differs(event)
+            continue
+        usage = event.get("usage") or usage
+        for choice in event["choices"]:
+            sum_of = choices.setdefault(choice["index"], {"text": "", "logprobs": [], "reason": None})
+            sum_of["text"] += choice["text"] if "text" in choice else choice["delta"].get("content") or ""
+            lists = choice["logprobs"] or {}
+            sum_of["logprobs"] += lists.get("content") or list(zip(*(lists[name] for name in sorted(lists))))
+            sum_of["reason"] = choice["finish_reason"] or sum_of["reason"]
+    return choices, without_what_differs(usage)
+
+
+def kill_engine(server):
+    """False: there was none at this moment."""
+    engine = server.engine_pid()
+    try:
+        if engine != -1:
+            os.kill(engine, signal.SIGKILL)
+        return engine != -1
+    except ProcessLookupError:
+        return False
+
+
+def test_every_kind_of_answer_survives_kills_at_any_time(serve):
+    server = serve("--max-engine-restarts", 1000)
+    kills = 0
+
+    def ask(path, body):
+        started = time.monotonic()
+        reply = server.post(path, body)
         assert reply.status_code == 200, reply.text
-        return reply.json()
+        return whole_answer(path, reply.text), time.monotonic() - started
 
-    def essence(answer):
-        if isinstance(answer, list):
-            return [(one["text"], one["output_ids"], len(one["meta_info"]["input_token_logprobs"]),
-                     len(one["meta_info"]["output_token_logprobs"])) for one in answer]
-        return [(choice["message"]["content"], choice["finish_reason"]) for choice in answer["choices"]], answer["usage"]["completion_tokens"]
-
-    expected = [essence(ask(body)) for body in bodies]
-    assert len({text for text, _ in expected[2][0]}) == 3, "three samples differ"
-    with concurrent.futures.ThreadPoolExecutor(len(bodies)) as pool:
-        before = server.metric("sglang:generation_tokens_total")
-        futures = [pool.submit(ask, body) for body in bodies]
-        wait_until(lambda: server.metric("sglang:generation_tokens_total") > before + 100, what="answers under way")
-        os.kill(server.engine_pid(), signal.SIGKILL)
-        answers = [essence(future.result()) for future in futures]
-    assert answers == expected
-    assert server.info()["engine_restarts"] == 1
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        for what, (path, body) in ANSWERS.items():
+            expected, seconds = ask(path, body)
+            for shares in KILLS:
+                future = pool.submit(ask, path, body)
+                for share in shares:
+                    time.sleep(share * seconds)
+                    kills += kill_engine(server)
+                answer, _ = future.result(PATIENCE_SECONDS)
+                assert answer == expected, f"{what}, killed at {shares}"
+    assert server.answers()
+    note(f"{kills} kills in {len(ANSWERS) * len(KILLS)} answers of {len(ANSWERS)} kinds: texts, ids and logprobs exact")
 
 
 def test_repeated_crashes_end_in_a_clear_exit(serve):

@@ -246,6 +246,14 @@ def test_engine_that_dies_while_loading_ends_the_server(serve):
     assert "was killed by signal 9" in server.log() and "while it started" in server.log()
 
 
+def test_engine_that_hangs_while_loading_ends_the_server(serve):
+    """Loading may take long, but a process that does nothing at all is stuck: no 503 for ever."""
+    server = serve("--watchdog-timeout", 1, ready=False).wait_listening()
+    os.kill(child_of(server.process.pid), signal.SIGSTOP)
+    assert server.process.wait(20) == 1
+    assert "made no progress while it starts" in server.log()
+
+
 def test_start_fails_with_a_reason(serve, tmp_path):
     missing = serve(ready=False, model="models/does-not-exist")
     assert missing.process.wait(30) == 1 and "does-not-exist" in missing.log()

@@ -234,7 +234,6 @@ Status Communicator::all_to_all(std::string_view name, const void* in, std::span
 
 Status Communicator::all_to_all_start(std::string_view name, const void* in, std::span<const int64_t> send_counts,
                                       DType dtype) {
-  PLAIT_COMM_REQUIRE(!seat_->in_all_to_all, "an all_to_all has been started and not finished");
   PLAIT_COMM_REQUIRE(static_cast<int>(send_counts.size()) == size() && none_negative(send_counts),
                      "{} counts to send for {} members, none of which may be negative", send_counts.size(), size());
   Call call;
@@ -247,6 +246,7 @@ Status Communicator::all_to_all_start(std::string_view name, const void* in, std
 }
 
 Result<std::span<const Communicator::Piece>> Communicator::all_to_all_pieces() {
+  group_->restart_clock(*seat_);
   auto met = group_->meet(*seat_);
   if (met.has_error()) return std::move(met).error();
   const int64_t element = size_of(group_->call_of(*seat_, rank()).record.dtype);

@@ -44,6 +44,10 @@ bool Group::claim(int member) {
 
 void Group::begin_call(Seat& seat, std::string_view name) {
   seat.name = name;
+  restart_clock(seat);
+}
+
+void Group::restart_clock(Seat& seat) {
   seat.began = Clock::now();
   int64_t limit_ms = deadline_ms_.load(std::memory_order_relaxed);
   if (limit_ms < 0) limit_ms = world_.deadline().value_or(std::chrono::milliseconds(0)).count();
@@ -51,8 +55,15 @@ void Group::begin_call(Seat& seat, std::string_view name) {
 }
 
 Status Group::publish(Seat& seat, std::string_view name, const Call& call, int64_t staged_bytes) {
-  begin_call(seat, name);
   if (world_.cancellation().cancelled()) return cancelled(seat);
+  if (seat.in_all_to_all) {
+    const int32_t rank = ranks_[static_cast<size_t>(seat.rank)];
+    Error error = invalid(fmt::format("{}, '{}' in group '{}': the all_to_all '{}' has been started and not finished",
+                                      world_.describe_rank(rank), name, name_, seat.name));
+    world_.cancel(error.message, rank);
+    return error;
+  }
+  begin_call(seat, name);
   const uint32_t number = ++seat.calls_begun;
   Call& open = seat.calls[number & 1];
   open = call;

@@ -83,6 +83,7 @@ class Group {
 
   // Starts the clock of a call: its name and deadline.
   void begin_call(Seat& seat, std::string_view name);
+  void restart_clock(Seat& seat);  // when it computed between the parts of a call
   // Ends the world and says so to this rank; returns when no other rank reads this one's memory.
   Error fail(Seat& seat, Failure failure);
   Error cancelled(Seat& seat);

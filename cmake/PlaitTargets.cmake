@@ -7,11 +7,29 @@ function(plait_add_directory directory)
   endif()
 endfunction()
 
+# With the preset `tidy` a library's sources are compiled together, because reading the same headers for each of them is
+# what tidying takes long for. Not together: these, whose names meet a sibling's, and what Highway compiles repeatedly.
+set(PLAIT_LONE_SOURCES
+  attention_expanded_fast.cpp chat_deepseek_v31.cpp http_parser.cpp ledger.cpp node_exchange.cpp openai_common.cpp
+  request_fields.cpp sampling_params.cpp shard_index.cpp version.cpp vocabulary_scan.cpp weight_loader.cpp)
+function(plait_separate_lone_sources)
+  foreach(source ${ARGN})
+    file(STRINGS ${source} highway REGEX "define HWY_TARGET_INCLUDE")
+    get_filename_component(name ${source} NAME)
+    if(highway OR name IN_LIST PLAIT_LONE_SOURCES)
+      set_source_files_properties(${source} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+    endif()
+  endforeach()
+endfunction()
+
 # plait_library(NAME SOURCES file... DEPENDS target...)
 # Makes libplait_NAME with `#include "NAME/..."` for its users.
 function(plait_library name)
   cmake_parse_arguments(arg "" "" "SOURCES;DEPENDS" ${ARGN})
   add_library(plait_${name} STATIC ${arg_SOURCES})
+  if(CMAKE_UNITY_BUILD)
+    plait_separate_lone_sources(${arg_SOURCES})
+  endif()
   target_include_directories(plait_${name} PUBLIC ${CMAKE_SOURCE_DIR}/src)
   target_link_libraries(plait_${name} PUBLIC ${arg_DEPENDS})
   if(name STREQUAL "base")

@@ -201,6 +201,7 @@ class LogProbability {
     std::vector<Candidate> best = top_ranked(logits_, count);
     std::sort(best.begin(), best.end(), ranks_before);
     std::vector<TokenLogprob> listed;
+    listed.reserve(best.size());
     for (const Candidate& token : best) listed.push_back({token.id, of(token.id)});
     return listed;
   }

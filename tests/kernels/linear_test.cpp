@@ -389,7 +389,9 @@ TEST_P(EveryImplementation, NoCutChangesABit) {
   Random random(7);
   Machine machine(3);
   int cases = 0;
-  for (const auto [out, in, rows] : kShapes)
+  for (const auto [out, in, rows] : kShapes) {
+    // The reference cuts neither inputs nor rows; it needs no shape with many of both.
+    if (implementation() == Implementation::kReference && in > 1000) continue;
     for (const WeightFormat format : kFormats)
       for (const Activation activation : kActivations) {
         const Context context = machine.context(implementation(), activation);
@@ -419,6 +421,7 @@ TEST_P(EveryImplementation, NoCutChangesABit) {
                     {y.data(), tokens, 3, out, 3 * out, out});
         check("as heads");
       }
+  }
   printf("%d ways to cut a product\n", cases);
 }
 

@@ -14,6 +14,7 @@
 
 #include "tests/model/goldens.h"
 #include "tests/model/model_runner.h"
+#include "tests/support/effort.h"
 #include "text/chat.h"
 #include "text/tokenizer.h"
 
@@ -129,7 +130,8 @@ std::string answer(ModelRunner& runner, const Tokenizer& tokenizer, const std::s
 }
 
 TEST(BFloat16Demo, AnswersAsOftenRightAsTheReference) {
-  const std::vector<Task> tasks = read_tasks();
+  std::vector<Task> tasks = read_tasks();
+  tasks.resize(static_cast<size_t>(repetitions(static_cast<int64_t>(tasks.size()))));
   for (const char* name : {"demo", "demo-fp8"}) {
     const GoldenFolder folder = GoldenFolder::read(name);
     const Tokenizer tokenizer = Tokenizer::load(golden_path(name)).value();

@@ -3,6 +3,7 @@
 #include <random>
 
 #include "tests/scheduler/batcher_harness.h"
+#include "tests/support/effort.h"
 
 namespace plait {
 namespace {
@@ -115,11 +116,7 @@ class RandomWorkload {
 };
 
 TEST(BatcherRandom, EveryRequestGetsWhatItGetsAlone) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  constexpr uint64_t kWorkloads = 400;
-#else
-  constexpr uint64_t kWorkloads = 3000;
-#endif
+  constexpr uint64_t kWorkloads = repetitions(3000);
   Totals totals;
   for (uint64_t seed = 0; seed < kWorkloads && !testing::Test::HasFailure(); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));

@@ -1,5 +1,6 @@
 #include "text/detokenizer.h"
 
+#include "tests/support/effort.h"
 #include "tests/text/random_text.h"
 #include "tests/text/test_data.h"
 
@@ -115,7 +116,7 @@ Expected decode_and_cut(const std::vector<int32_t>& ids, const std::vector<std::
 
 TEST(StreamingDetokenizer, AnyChunksGiveTheTextOfDecodingAtOnce) {
   RandomText random(6);
-  constexpr int kCases = 20000;
+  constexpr int kCases = repetitions(20000);
   int stopped = 0;
   for (int i = 0; i < kCases; ++i) {
     std::vector<int32_t> ids;

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/support/effort.h"
 #include "tests/text/random_text.h"
 #include "text/byte_level.h"
 
@@ -58,7 +59,7 @@ TEST(Utf8, EveryCharacterReadsBack) {
 
 TEST(Utf8, TakenInPiecesIsTheSameAsAtOnce) {
   RandomText random(1);
-  constexpr int kCases = 20000;
+  constexpr int kCases = repetitions(20000);
   for (int i = 0; i < kCases; ++i) {
     const std::string bytes = random.bytes(12);
     std::string pending, taken;

@@ -27,6 +27,16 @@ constexpr NumberField kNumberFields[] = {
 // Constrain what may be generated: silently ignoring one of them would break the caller.
 constexpr std::string_view kConstraints[] = {"json_schema", "regex", "ebnf", "structural_tag", "stop_regex"};
 
+// OpenAI's names in /generate's sampling_params: without a word they would be ignored, and the default taken.
+struct OtherName {
+  std::string_view name;
+  std::string_view here;
+};
+constexpr OtherName kOtherNames[] = {{"max_tokens", "max_new_tokens"},
+                                     {"max_completion_tokens", "max_new_tokens"},
+                                     {"min_tokens", "min_new_tokens"},
+                                     {"seed", "sampling_seed"}};
+
 struct Spelling {
   std::string_view max_new_tokens;
   std::string_view min_new_tokens;
@@ -121,6 +131,11 @@ SamplingChoice read_sampling(RequestFields& fields, SamplingSpelling spelling, c
   SamplingParams& params = choice.params;
   if (!native) apply_checkpoint_defaults(context.config.generation, params);
 
+  if (native) {
+    for (const OtherName& other : kOtherNames) {
+      fields.refuse(other.name, fmt::format("/generate calls it {}", other.here));
+    }
+  }
   for (const NumberField& field : kNumberFields) {
     if (const auto value = fields.number(field.name, native ? field.native : field.openai)) {
       params.*field.member = *value;

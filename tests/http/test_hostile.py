@@ -114,6 +114,8 @@ MUST_FAIL = [
     ("a list where one value belongs", native(rid=["a", "b"])),
     ("stream_options without stream", chat(stream_options={"include_usage": True})),
     ("stream as text", chat(stream="true")),
+    ("OpenAI's name for the length", sampling(max_tokens=3)),
+    ("OpenAI's name for the seed", sampling(seed=3)),
     ("speech", chat(modalities=["text", "audio"], audio={"voice": "alloy", "format": "wav"})),
     ("a temperature that no float32 holds", sampling(temperature=1e308)),
     ("another data-parallel rank", native(routed_dp_rank=1)),

@@ -17,6 +17,8 @@ void decode(std::span<const uint8_t> payload) {
   (void)decode_hello(payload);
   (void)decode_table(payload);
   (void)decode_failure(payload);
+  (void)decode_question(payload);
+  (void)decode_answer(payload);
   (void)decode_blobs(payload);
 }
 

@@ -102,7 +102,7 @@ Result<std::optional<Frame>> first_frame(std::span<const uint8_t> bytes) {
   const uint32_t length = reader.u32();
   if (length > kMaxFrameBytes)
     return corrupt(fmt::format("control connection: a frame of {} bytes, the limit is {}", length, kMaxFrameBytes));
-  if (type < static_cast<uint32_t>(FrameType::kHello) || type > static_cast<uint32_t>(FrameType::kGoodbye))
+  if (type < static_cast<uint32_t>(FrameType::kHello) || type > static_cast<uint32_t>(FrameType::kAnswer))
     return corrupt(fmt::format("control connection: a frame of unknown type {}", type));
   if (bytes.size() - kFrameHeaderBytes < length) return std::optional<Frame>();
   return std::optional(
@@ -223,6 +223,41 @@ Result<Failure> decode_failure(std::span<const uint8_t> payload) {
     return corrupt(fmt::format("control connection: a cancellation of unknown kind {}", kind));
   failure.kind = static_cast<FailureKind>(kind);
   return failure;
+}
+
+std::vector<uint8_t> encode(const Question& question) {
+  Writer writer;
+  for (const uint32_t value : {question.number, question.from, question.to, question.group, question.call})
+    writer.u32(value);
+  return writer.take();
+}
+
+Result<Question> decode_question(std::span<const uint8_t> payload) {
+  Reader reader(payload);
+  Question question;
+  for (uint32_t* value : {&question.number, &question.from, &question.to, &question.group, &question.call})
+    *value = reader.u32();
+  PLAIT_RETURN_IF_ERROR(reader.finish("question"));
+  return question;
+}
+
+std::vector<uint8_t> encode(const Answer& answer) {
+  Writer writer;
+  for (const uint32_t value :
+       {answer.number, answer.from, answer.to, static_cast<uint32_t>(answer.late_members.size())})
+    writer.u32(value);
+  for (const uint32_t member : answer.late_members) writer.u32(member);
+  return writer.take();
+}
+
+Result<Answer> decode_answer(std::span<const uint8_t> payload) {
+  Reader reader(payload);
+  Answer answer;
+  for (uint32_t* value : {&answer.number, &answer.from, &answer.to}) *value = reader.u32();
+  const uint32_t entries = reader.u32();
+  for (uint32_t i = 0; i < entries && reader.ok(); ++i) answer.late_members.push_back(reader.u32());
+  PLAIT_RETURN_IF_ERROR(reader.finish("answer"));
+  return answer;
 }
 
 Digest join_proof(std::string_view secret, const Nonce& server, const Join& join) {

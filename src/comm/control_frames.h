@@ -33,6 +33,8 @@ enum class FrameType : uint32_t {
   kBlobs,      // everybody's
   kCancel,     // the world has failed
   kGoodbye,    // this node leaves in peace; from node 0: all do
+  kQuestion,   // which ranks of yours have not made this call? Passed on by node 0
+  kAnswer,     // to the one who asked
 };
 
 struct Frame {
@@ -69,17 +71,35 @@ struct TableEntry {
   uint32_t ranks = 0;
 };
 
+struct Question {
+  uint32_t number = 0;  // of the asking node
+  uint32_t from = 0;    // nodes
+  uint32_t to = 0;
+  uint32_t group = 0;  // Group::slot_prefix
+  uint32_t call = 0;
+};
+struct Answer {
+  uint32_t number = 0;
+  uint32_t from = 0;
+  uint32_t to = 0;
+  std::vector<uint32_t> late_members;  // positions in the group
+};
+
 std::vector<uint8_t> encode(const Hello& hello);
 std::vector<uint8_t> encode(const Join& join);
 std::vector<uint8_t> encode(const std::vector<TableEntry>& table);
 std::vector<uint8_t> encode(const std::vector<std::vector<uint8_t>>& blobs);
 std::vector<uint8_t> encode(const Failure& failure);
+std::vector<uint8_t> encode(const Question& question);
+std::vector<uint8_t> encode(const Answer& answer);
 // Of another version only the version is read.
 Result<Hello> decode_hello(std::span<const uint8_t> payload);
 Result<Join> decode_join(std::span<const uint8_t> payload);
 Result<std::vector<TableEntry>> decode_table(std::span<const uint8_t> payload);
 Result<std::vector<std::vector<uint8_t>>> decode_blobs(std::span<const uint8_t> payload);
 Result<Failure> decode_failure(std::span<const uint8_t> payload);
+Result<Question> decode_question(std::span<const uint8_t> payload);
+Result<Answer> decode_answer(std::span<const uint8_t> payload);
 
 // What the joining node, and node 0 in its answer, prove: HMAC of both nonces and all that was said.
 Digest join_proof(std::string_view secret, const Nonce& server, const Join& join);

@@ -19,8 +19,12 @@ constexpr auto kLeaveLimit = std::chrono::milliseconds(3000);
 
 }  // namespace
 
-ControlLink::ControlLink(Meeting meeting, Cancellation& cancellation, std::function<void()> tick)
-    : meeting_(std::move(meeting)), cancellation_(cancellation), tick_(std::move(tick)) {
+ControlLink::ControlLink(Meeting meeting, Cancellation& cancellation, std::function<void()> tick,
+                         LateMembers late_members)
+    : meeting_(std::move(meeting)),
+      cancellation_(cancellation),
+      tick_(std::move(tick)),
+      late_members_(std::move(late_members)) {
   for (size_t i = 0; i < meeting_.sockets.size(); ++i)
     if (meeting_.sockets[i] >= 0) peers_.push_back({static_cast<int>(i), meeting_.sockets[i], {}, false, false});
   wake_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -53,6 +57,7 @@ void ControlLink::run() {
   for (;;) {
     wait_for_events();
     tick_();
+    send_questions();
     if (cancellation_.cancelled() && !announced_) announce_failure();
     if (!leaving_.load()) continue;
     if (leave_by == kNoDeadline) leave_by = Clock::now() + kLeaveLimit;
@@ -98,7 +103,59 @@ void ControlLink::hear(Peer& peer) {
   if (filled.has_error()) lose(peer, filled.error().message);
 }
 
+std::optional<std::vector<uint32_t>> ControlLink::ask(int node, uint32_t group, uint32_t call,
+                                                      std::chrono::milliseconds limit) {
+  std::unique_lock lock(mutex_);
+  const uint32_t number = ++questions_asked_;
+  questions_.push_back({number, static_cast<uint32_t>(meeting_.node), static_cast<uint32_t>(node), group, call});
+  auto& answer = answers_[number];
+  eventfd_write(wake_, 1);
+  answered_.wait_for(lock, limit, [&] { return answer.has_value(); });
+  auto result = std::move(answer);
+  answers_.erase(number);
+  return result;
+}
+
+void ControlLink::send_questions() {
+  std::vector<Question> questions;
+  {
+    std::lock_guard lock(mutex_);
+    questions.swap(questions_);
+  }
+  for (const Question& question : questions) pass_on(question.to, FrameType::kQuestion, encode(question));
+}
+
+// Node 0 reaches everybody, the others through node 0.
+void ControlLink::pass_on(uint32_t to, FrameType type, std::span<const uint8_t> payload) {
+  for (Peer& peer : peers_)
+    if (meeting_.node != 0 || peer.node == static_cast<int>(to)) send(peer, type, payload);
+}
+
 void ControlLink::handle(Peer& peer, const FrameReader::Message& message) {
+  const auto here = static_cast<uint32_t>(meeting_.node);
+  if (message.type == FrameType::kQuestion) {
+    auto question = decode_question(message.payload);
+    if (question.has_error()) return lose(peer, question.error().message);
+    const Question& q = question.value();
+    if (q.to == here)
+      pass_on(q.from, FrameType::kAnswer, encode(Answer{q.number, q.to, q.from, late_members_(q.group, q.call)}));
+    else if (here == 0)
+      pass_on(q.to, FrameType::kQuestion, message.payload);
+    return;
+  }
+  if (message.type == FrameType::kAnswer) {
+    auto answer = decode_answer(message.payload);
+    if (answer.has_error()) return lose(peer, answer.error().message);
+    if (answer.value().to != here) {
+      if (here == 0) pass_on(answer.value().to, FrameType::kAnswer, message.payload);
+      return;
+    }
+    std::lock_guard lock(mutex_);
+    const auto waiting = answers_.find(answer.value().number);
+    if (waiting != answers_.end()) waiting->second = std::move(answer.value().late_members);
+    answered_.notify_all();
+    return;
+  }
   if (message.type == FrameType::kGoodbye) {
     peer.said_goodbye = true;
     return;

@@ -2,11 +2,15 @@
 //
 // Node 0 has a connection with every other node and passes on what concerns all. One thread per process listens; it
 // starts with the object and ends with it. leave() says goodbye and waits (bounded) until all processes leave, so that
-// nobody closes a connection that carries another's last message.
+// nobody closes a connection that carries another's last message. ask() may be called by any thread.
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <functional>
+#include <map>
+#include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -18,11 +22,17 @@ namespace plait::comm {
 
 class ControlLink {
  public:
-  // `tick` is called about every 20 ms by the link's thread.
-  ControlLink(Meeting meeting, Cancellation& cancellation, std::function<void()> tick);
+  // Members here (positions in the group) that have not begun call `call` of the group with this slot prefix.
+  using LateMembers = std::function<std::vector<uint32_t>(uint32_t group, uint32_t call)>;
+
+  // `tick` is called about every 20 ms by the link's thread, `late_members` when another node asks.
+  ControlLink(Meeting meeting, Cancellation& cancellation, std::function<void()> tick, LateMembers late_members);
   ~ControlLink();
   ControlLink(const ControlLink&) = delete;
   ControlLink& operator=(const ControlLink&) = delete;
+
+  // late_members of another node; empty: it does not answer.
+  std::optional<std::vector<uint32_t>> ask(int node, uint32_t group, uint32_t call, std::chrono::milliseconds limit);
 
   void leave();
 
@@ -39,6 +49,8 @@ class ControlLink {
   void wait_for_events();
   void hear(Peer& peer);
   void handle(Peer& peer, const FrameReader::Message& message);
+  void send_questions();
+  void pass_on(uint32_t to, FrameType type, std::span<const uint8_t> payload);
   void announce_failure();
   void say_goodbye();
   void send(Peer& peer, FrameType type, std::span<const uint8_t> payload);
@@ -55,6 +67,14 @@ class ControlLink {
   bool goodbye_sent_ = false;
   int failure_from_ = -1;  // the node that told us of the failure
   std::atomic<bool> leaving_{false};
+  LateMembers late_members_;
+
+  std::mutex mutex_;  // of what follows
+  std::condition_variable answered_;
+  uint32_t questions_asked_ = 0;
+  std::vector<Question> questions_;                                   // to be sent
+  std::map<uint32_t, std::optional<std::vector<uint32_t>>> answers_;  // by number, while somebody waits
+
   std::thread thread_;
 };
 

@@ -38,6 +38,13 @@ Group::~Group() {
   world_.cancellation().unwatch(watcher_);
 }
 
+std::vector<uint32_t> Group::late_members(uint32_t call) const {
+  std::vector<uint32_t> late;
+  for (const auto& seat : seats_)
+    if (!seat->arrived.reached(call)) late.push_back(static_cast<uint32_t>(seat->rank));
+  return late;
+}
+
 bool Group::claim(int member) {
   return !claimed_[static_cast<size_t>(member)]->exchange(true);
 }

@@ -64,6 +64,8 @@ class Group {
   bool spans_processes() const { return exchange_ != nullptr; }
   std::span<const std::unique_ptr<Seat>> seats() const { return seats_; }
   Seat* seat_of(int member) const { return seat_of_[static_cast<size_t>(member)]; }  // nullptr: elsewhere
+  // Local members that have not begun call `call`; from any thread.
+  std::vector<uint32_t> late_members(uint32_t call) const;
   bool claim(int member);  // false: somebody has this member's Communicator already
   void set_deadline_ms(int64_t milliseconds) { deadline_ms_.store(milliseconds, std::memory_order_relaxed); }
 

@@ -224,15 +224,36 @@ std::optional<Failure> NodeExchange::wait(Transfer& transfer, const Peer& peer, 
   const auto end = transfer.wait(seat.deadline);
   if (end == Transfer::End::kDone) return std::nullopt;
   if (end == Transfer::End::kCancelled) return Failure{};
-  std::vector<std::string> whom;
-  for (const int member : peer.members)
-    whom.push_back(group_.world().describe_rank(group_.ranks()[static_cast<size_t>(member)]));
+  if (end == Transfer::End::kDeadline) return time_out(peer, seat);
   const int32_t rank = group_.ranks()[static_cast<size_t>(peer.members.front())];
-  const std::string wait = group_.describe_wait(seat, fmt::format("{}", fmt::join(whom, " or ")),
-                                                describe(published(seat, seat.rank).record));
-  if (end == Transfer::End::kDeadline) return Failure{FailureKind::kPeerTimeout, rank, peer.node, wait};
-  return Failure{FailureKind::kPeerLost, peer.members.size() == 1 ? rank : -1, peer.node,
-                 wait + ", and lost the connection: " + transfer.why()};
+  return Failure{
+      FailureKind::kPeerLost, peer.members.size() == 1 ? rank : -1, peer.node,
+      group_.describe_wait(seat, describe_members(peer.members), describe(published(seat, seat.rank).record)) +
+          ", and lost the connection: " + transfer.why()};
+}
+
+std::string NodeExchange::describe_members(std::span<const int> members) const {
+  std::vector<std::string> texts;
+  for (const int member : members)
+    texts.push_back(group_.world().describe_rank(group_.ranks()[static_cast<size_t>(member)]));
+  return fmt::format("{}", fmt::join(texts, ", "));
+}
+
+// Asks the other process which of its ranks are late.
+Failure NodeExchange::time_out(const Peer& peer, const Seat& seat) const {
+  std::vector<int> late;
+  std::string remark;
+  const auto answer = group_.world().ask_late_members(peer.node, group_.slot_prefix(), seat.calls_begun);
+  if (!answer)
+    remark = fmt::format("; node {} does not answer: its process is stopped or cannot be reached", peer.node);
+  if (answer && answer->empty())
+    remark = fmt::format("; its ranks have made the call, but node {}'s message is late", peer.node);
+  for (const uint32_t member : answer.value_or(std::vector<uint32_t>()))
+    if (std::ranges::find(peer.members, static_cast<int>(member)) != peer.members.end())
+      late.push_back(static_cast<int>(member));
+  if (late.empty()) late = peer.members;
+  return {FailureKind::kPeerTimeout, group_.ranks()[static_cast<size_t>(late.front())], peer.node,
+          group_.describe_wait(seat, describe_members(late), describe(published(seat, seat.rank).record)) + remark};
 }
 
 std::optional<Failure> NodeExchange::run(Seat& seat) {

@@ -10,6 +10,8 @@
 #include <array>
 #include <memory>
 #include <optional>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "comm/call.h"
@@ -57,6 +59,8 @@ class NodeExchange {
   void receive_blocks(Peer& peer, std::byte*& scratch, Transfers& transfers, const Seat& seat);
   void place_blocks(const Peer& peer, const std::byte* data);
   std::optional<Failure> wait(Transfer& transfer, const Peer& peer, Seat& seat);
+  Failure time_out(const Peer& peer, const Seat& seat) const;
+  std::string describe_members(std::span<const int> members) const;
   const Call& published(const Seat& seat, int member) const;
   int64_t incoming_bytes(const Peer& peer) const;
 

@@ -15,7 +15,8 @@
 namespace plait::comm {
 namespace {
 
-constexpr size_t kMaxGroupSize = 512;  // members have nine bits in a slot
+constexpr size_t kMaxGroupSize = 512;                   // members have nine bits in a slot
+constexpr std::chrono::milliseconds kAnswerLimit(300);  // of a process that is alive
 
 }  // namespace
 
@@ -44,13 +45,20 @@ Result<std::shared_ptr<World>> World::join(const RendezvousOptions& options) {
   PLAIT_ASSIGN_OR_RETURN(auto link, make_gloo_link(meeting, world->cancellation_, options.limit));
   TickingLink* ticking = link.get();
   world->link_ = std::move(link);
-  world->control_ =
-      std::make_unique<ControlLink>(std::move(meeting), world->cancellation_, [ticking] { ticking->tick(); });
+  world->control_ = std::make_unique<ControlLink>(
+      std::move(meeting), world->cancellation_, [ticking] { ticking->tick(); },
+      [w = world.get()](uint32_t group, uint32_t call) { return w->late_members(group, call); });
   return world;
 }
 
 World::~World() {
-  groups_.clear();
+  // What was sent is delivered before this process says goodbye.
+  std::map<std::string, std::shared_ptr<Group>, std::less<>> groups;
+  {
+    std::lock_guard lock(mutex_);
+    groups.swap(groups_);
+  }
+  groups.clear();
   if (control_) control_->leave();
 }
 
@@ -95,6 +103,18 @@ Result<Communicator> World::communicator(std::string_view name, std::span<const 
   const int member = static_cast<int>(place - ranks.begin());
   if (!found->second->claim(member)) return wrong(fmt::format("rank {} has its communicator already", rank));
   return Communicator(found->second, found->second->seat_of(member));
+}
+
+std::vector<uint32_t> World::late_members(uint32_t slot_prefix, uint32_t call) {
+  std::lock_guard lock(mutex_);
+  for (const auto& [name, group] : groups_)
+    if (group->slot_prefix() == slot_prefix) return group->late_members(call);
+  return {};
+}
+
+std::optional<std::vector<uint32_t>> World::ask_late_members(int node, uint32_t slot_prefix, uint32_t call) {
+  if (!control_) return std::nullopt;
+  return control_->ask(node, slot_prefix, call, kAnswerLimit);
 }
 
 void World::set_deadline(std::optional<std::chrono::milliseconds> deadline) {

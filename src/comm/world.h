@@ -64,9 +64,12 @@ class World {
   Cancellation& cancellation() { return cancellation_; }
   ProcessLink* link() { return link_.get(); }  // nullptr: one process
   bool cores_to_spare() const { return cores_to_spare_; }
+  // Members of a group on another node that have not begun a call; empty: that node does not answer.
+  std::optional<std::vector<uint32_t>> ask_late_members(int node, uint32_t slot_prefix, uint32_t call);
 
  private:
   World(std::vector<Node> nodes, int this_node);
+  std::vector<uint32_t> late_members(uint32_t slot_prefix, uint32_t call);
 
   std::vector<Node> nodes_;
   int this_node_ = 0;

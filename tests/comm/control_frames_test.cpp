@@ -61,6 +61,8 @@ TEST(ControlFrames, RoundTrips) {
   EXPECT_EQ(failure.kind, FailureKind::kMismatch);
   EXPECT_EQ(failure.rank, -1);
   EXPECT_EQ(failure.message, "why");
+  EXPECT_EQ(decode_question(encode(Question{1, 2, 3, 4, 5})).value().call, 5U);
+  EXPECT_EQ(decode_answer(encode(Answer{1, 2, 3, {6, 7}})).value().late_members, (std::vector<uint32_t>{6, 7}));
   const std::vector<std::vector<uint8_t>> blobs = {{}, {1, 2}, {3}};
   EXPECT_EQ(decode_blobs(encode(blobs)).value(), blobs);
 }
@@ -81,6 +83,7 @@ TEST(ControlFrames, EveryTruncationAndRandomDamageIsAnError) {
     (void)decode_table(damaged);
     (void)decode_blobs(damaged);
     (void)decode_failure(damaged);
+    (void)decode_answer(damaged);
     (void)first_frame(damaged);
   }
   fmt::print("{} damaged control frames\n", cases);

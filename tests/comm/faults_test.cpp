@@ -113,6 +113,7 @@ TEST(Faults, AProcessStoppedForLongerIsNamed) {
       EXPECT_THAT(said, HasSubstr(fmt::format("culprit node {}", victim)));
       EXPECT_THAT(said, HasSubstr("layer 3 attention out"));
       EXPECT_THAT(said, HasSubstr(", step "));
+      EXPECT_THAT(said, HasSubstr("does not answer"));
     }
     const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     fmt::print("stopped node {} of {}: all others ended after {:.2f} s, the deadline is 0.6 s\n", victim, kNodes,
@@ -123,24 +124,26 @@ TEST(Faults, AProcessStoppedForLongerIsNamed) {
   }
 }
 
-// One rank thread of another process is late, its process answers: the message names the rank.
+// One rank thread of another process is late, and nobody there waits for it: its process is asked who it is.
 TEST(Faults, ALateRankInAnotherProcessIsNamed) {
+  constexpr int kLate = 5;
   const int port = testing::free_port();
-  testing::Processes processes(2, [&](int node, const testing::Processes::Say& say) {
+  testing::Processes processes(kNodes, [&](int node, const testing::Processes::Say& say) {
     log::initialise(log::Level::kOff, "");
-    auto world = World::join(testing::options_for(port, 2, node, 2)).value();
-    world->set_deadline(500ms);
-    testing::run_ranks(*world, std::array{0, 1, 2, 3}, "tp", [&](Communicator& comm) {
-      if (comm.rank() == 3) {
-        std::this_thread::sleep_for(1500ms);
-        return testing::Report{};
-      }
+    auto world = World::join(testing::options_for(port, kNodes, node, 2)).value();
+    if (node != kLate / 2) world->set_deadline(500ms);
+    testing::run_ranks(*world, std::array{0, 1, 2, 3, 4, 5}, "tp", [&](Communicator& comm) {
+      if (comm.rank() == kLate) std::this_thread::sleep_for(1500ms);
       (void)comm.barrier("layer 5");
       return testing::Report{};
     });
     say(fmt::format("culprit rank {}: {}", world->failure()->rank, world->failure()->message));
   });
-  for (int node = 0; node < 2; ++node) EXPECT_THAT(processes.listen(node, 8s), HasSubstr("culprit rank 3: "));
+  for (int node = 0; node < kNodes; ++node) {
+    const std::string said = processes.listen(node, 8s);
+    EXPECT_THAT(said, HasSubstr("culprit rank 5: "));
+    EXPECT_THAT(said, HasSubstr("for rank 5 (node 2, 127.0.0.1) in barrier 'layer 5'"));
+  }
 }
 
 TEST(Faults, CancelReachesOtherProcessesAndGroups) {

@@ -1,6 +1,6 @@
 // Latency and bandwidth of each collective between two threads and between two processes on loopback, beside what the
 // machine allows, measured in the same run:
-//   comm_bench [RANKS]       default 2
+//   comm_bench [RANKS [threads|processes|mixed]]       default: 2, all three
 #include <algorithm>
 #include <cstdio>
 #include <netinet/in.h>
@@ -204,25 +204,25 @@ void bench_exchange(Communicator& comm) {
       experts.push_back(static_cast<int32_t>((i * 37 + comm.rank()) % options.experts));
     const std::vector<float> weights(experts.size(), 0.125F);
     std::vector<float> results;
-    double dispatch = 0, combine = 0;
+    std::vector<double> dispatch, combine;
     constexpr int kCalls = 30;
     for (int i = 0; i < kCalls; ++i) {
       check(comm.barrier("line up"));
       auto begin = Clock::now();
       check(exchange->start_dispatch("dispatch", form, {values.data(), tokens, options.hidden}, experts));
       const DispatchedRows rows = exchange->finish_dispatch().value();
-      dispatch += seconds_since(begin);
+      dispatch.push_back(seconds_since(begin));
       results.resize(static_cast<size_t>(rows.rows * options.hidden), 1.0F);
       check(comm.barrier("line up"));
       begin = Clock::now();
       check(exchange->start_combine("combine", {results.data(), rows.rows, options.hidden}));
       check(exchange->finish_combine(weights, {out.data(), tokens, options.hidden}));
-      combine += seconds_since(begin);
+      combine.push_back(seconds_since(begin));
     }
     if (comm.rank() == 0)
       fmt::print("  {:<12} {:>4} tokens a rank: dispatch (BF16) {:>8.0f} us, combine (F32) {:>8.0f} us\n",
-                 form == ExchangeForm::kNormal ? "normal" : "low latency", tokens, dispatch / kCalls * 1e6,
-                 combine / kCalls * 1e6);
+                 form == ExchangeForm::kNormal ? "normal" : "low latency", tokens, summarise(dispatch).median * 1e6,
+                 summarise(combine).median * 1e6);
   }
 }
 
@@ -273,16 +273,17 @@ void bench_processes(int nodes, int ranks, std::string_view title) {
   for (const pid_t pid : children) waitpid(pid, nullptr, 0);
 }
 
-int main_of(int ranks) {
+int main_of(int ranks, std::string_view only) {
+  const auto wanted = [only](std::string_view kind) { return only.empty() || only == kind; };
   fmt::print("limits: copying memory {}, a cache line there and back {:.2f} us", format_rate(copy_bandwidth()),
              atomic_round_trip() * 1e6);
   const Times tcp = tcp_round_trip();
   fmt::print(", a TCP message there and back {:.0f} us (p99 {:.0f})\n", tcp.median * 1e6, tcp.p99 * 1e6);
   std::fflush(nullptr);
   // Processes first: forking wants a process without threads.
-  bench_processes(ranks, 1, fmt::format("{} processes (Gloo over TCP on loopback)", ranks));
-  bench_processes(2, ranks, fmt::format("2 processes of {} threads", ranks));
-  bench_group(*World::local(ranks), fmt::format("{} threads of one process", ranks));
+  if (wanted("processes")) bench_processes(ranks, 1, fmt::format("{} processes (Gloo over TCP on loopback)", ranks));
+  if (wanted("mixed")) bench_processes(2, ranks, fmt::format("2 processes of {} threads", ranks));
+  if (wanted("threads")) bench_group(*World::local(ranks), fmt::format("{} threads of one process", ranks));
   return 0;
 }
 
@@ -290,5 +291,5 @@ int main_of(int ranks) {
 }  // namespace plait::comm
 
 int main(int argc, char** argv) {
-  return plait::comm::main_of(argc > 1 ? std::max(2, std::atoi(argv[1])) : 2);
+  return plait::comm::main_of(argc > 1 ? std::max(2, std::atoi(argv[1])) : 2, argc > 2 ? argv[2] : "");
 }

@@ -6,7 +6,6 @@
 #include <linux/futex.h>
 #include <sys/syscall.h>
 
-#include <sched.h>
 #include <unistd.h>
 
 namespace plait::comm {
@@ -14,7 +13,6 @@ namespace {
 
 constexpr int kPausesPerLook = 4;
 constexpr int kLooksPerClock = 16;
-constexpr int kYieldsWithoutCores = 4;
 
 void pause() {
 #if defined(__x86_64__)
@@ -39,7 +37,9 @@ void park(std::atomic<uint32_t>& word, uint32_t expected, Clock::time_point dead
 
 }  // namespace
 
+// Yielding instead of parking would cost a whole time slice on a machine with other work.
 void Patience::learn(std::chrono::nanoseconds waited) {
+  if (!cores_to_spare_) return;
   if (waited <= kLongest * 2)
     spin_time_ = std::min(spin_time_ * 2, kLongest);
   else
@@ -76,23 +76,16 @@ WaitEnd Signal::wait(uint32_t target, Clock::time_point deadline, Patience& pati
   WaitEnd end = WaitEnd::kReached;
   if (ended(target, end)) return end;
   const auto begin = Clock::now();
-  if (patience.cores_to_spare()) {
-    const auto spin_until = begin + patience.spin_time();
-    do {
-      for (int look = 0; look < kLooksPerClock; ++look) {
-        for (int i = 0; i < kPausesPerLook; ++i) pause();
-        if (ended(target, end)) {
-          patience.learn(Clock::now() - begin);
-          return end;
-        }
+  const auto spin_until = begin + patience.spin_time();
+  do {
+    for (int look = 0; look < kLooksPerClock; ++look) {
+      for (int i = 0; i < kPausesPerLook; ++i) pause();
+      if (ended(target, end)) {
+        patience.learn(Clock::now() - begin);
+        return end;
       }
-    } while (Clock::now() < spin_until);
-  } else {
-    for (int i = 0; i < kYieldsWithoutCores; ++i) {
-      sched_yield();
-      if (ended(target, end)) return end;
     }
-  }
+  } while (Clock::now() < spin_until);
   for (;;) {
     parked_.fetch_add(1, std::memory_order_seq_cst);
     const uint32_t word = word_.load(std::memory_order_seq_cst);

@@ -19,8 +19,8 @@ enum class WaitEnd { kReached, kCancelled, kDeadline };
 // hardly spins at all, since the thread it waits for may need this very core.
 class Patience {
  public:
-  explicit Patience(bool cores_to_spare) : cores_to_spare_(cores_to_spare) {}
-  bool cores_to_spare() const { return cores_to_spare_; }
+  explicit Patience(bool cores_to_spare)
+      : cores_to_spare_(cores_to_spare), spin_time_(cores_to_spare ? kLongest : kShortest) {}
   std::chrono::nanoseconds spin_time() const { return spin_time_; }
   void learn(std::chrono::nanoseconds waited);
 
@@ -28,7 +28,7 @@ class Patience {
   static constexpr std::chrono::nanoseconds kLongest{60'000};
   static constexpr std::chrono::nanoseconds kShortest{1'000};
   bool cores_to_spare_;
-  std::chrono::nanoseconds spin_time_{kLongest};
+  std::chrono::nanoseconds spin_time_;
 };
 
 class alignas(64) Signal {

@@ -378,8 +378,7 @@ Status ExpertExchange::finish_combine(std::span<const float> weights, Rows out) 
         decode_row(options_.result_payload, options_.hidden, data, nullptr, widened.data());
         y = widened.data();
       }
-      const float weight = weights[choice];
-      for (int64_t i = 0; i < options_.hidden; ++i) sum[i] += weight * y[i];
+      add_weighted_row(options_.hidden, weights[choice], y, sum);
     }
   }
   PLAIT_RETURN_IF_ERROR(comm_.all_to_all_finish());

@@ -65,4 +65,11 @@ void decode_row(DType payload, int64_t hidden, const std::byte* in, const float*
   }
 }
 
+void add_weighted_row(int64_t hidden, float weight, const float* __restrict row, float* __restrict sum) {
+  int64_t begin = 0;
+  for (; begin + kBlock <= hidden; begin += kBlock)
+    for (int64_t i = 0; i < kBlock; ++i) sum[begin + i] += weight * row[begin + i];
+  for (; begin < hidden; ++begin) sum[begin] += weight * row[begin];
+}
+
 }  // namespace plait::comm

@@ -19,5 +19,7 @@ inline int64_t scale_groups(DType payload, int64_t hidden) {
 // in [hidden] -> out [hidden] of payload, scales [scale_groups]. e4m3: scale = the group's largest magnitude / 448.
 void encode_row(DType payload, int64_t hidden, const float* in, std::byte* out, float* scales);
 void decode_row(DType payload, int64_t hidden, const std::byte* in, const float* scales, float* out);
+// sum[i] += weight * row[i], each product rounded before it is added.
+void add_weighted_row(int64_t hidden, float weight, const float* row, float* sum);
 
 }  // namespace plait::comm

@@ -6,8 +6,10 @@
 #include "command.h"
 #include "engine/available_memory.h"
 #include "engine/engine_setup.h"
+#include "model/model_facts.h"
 #include "text/chat.h"
 #include "text/tokenizer.h"
+#include "topology/rules.h"
 
 namespace plait::app {
 namespace {
@@ -94,12 +96,26 @@ Status check_text(const Settings& settings, const EngineSetup& setup) {
   return {};
 }
 
+// What the parallel flags amount to; serving needs one rank so far.
+Status check_parallel(const ParallelConfig& asked, const ModelConfig& config) {
+  if (asked == ParallelConfig{}) return {};
+  const ModelFacts facts = model_facts(config);
+  const ParallelVerdict verdict = judge(asked, &facts);
+  for (const RuleFinding& finding : verdict.findings)
+    line(finding.refused ? "refused" : "forced", fmt::format("{} ({})", finding.explanation, finding.rule));
+  if (!verdict.accepted()) return invalid("the parallel flags do not go together");
+  line("parallel", to_flags(verdict.config));
+  if (verdict.config.world_size() * verdict.config.replicas() == 1) return {};
+  return unsupported("the parallel flags go together, but this version serves from one rank; `plait plan` shows them");
+}
+
 Status check(const Settings& settings) {
   const EngineOptions& options = settings.engine();
   line("model", options.model_path);
   PLAIT_ASSIGN_OR_RETURN(const EngineSetup setup, prepare_engine(options));
   line("folder", setup.folder.string());
   print_config(setup.config);
+  PLAIT_RETURN_IF_ERROR(check_parallel(settings.parallel, setup.config));
   line("activations", setup.activation == kernels::Activation::kFloat32 ? "float32" : "bfloat16");
   if (options.dummy_weights) {
     line("tensors", "not looked at: --load-format dummy");

@@ -13,5 +13,6 @@ int run_serve(const Settings& settings);
 int run_generate(const Settings& settings);
 int run_bench(const Settings& settings);
 int run_check(const Settings& settings);
+int run_plan(const Settings& settings);
 
 }  // namespace plait::app

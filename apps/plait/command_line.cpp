@@ -172,6 +172,7 @@ Status check_needs(Command command, const Settings& settings) {
   if ((command == kServe || command == kGenerate) && !has_model) {
     return invalid("--model-path is missing: a checkpoint folder or a hub id");
   }
+  if (command == kPlan && !has_model) return invalid("--model-path is missing: the model to plan for");
   if (command == kCheck && !has_model && !settings.check.environment) {
     return invalid("--model-path is missing: the checkpoint to check");
   }
@@ -243,6 +244,7 @@ Result<ParsedCommandLine> parse_command_line(Command command, const std::vector<
   }
   PLAIT_RETURN_IF_ERROR(interpret(words, settings));
   PLAIT_RETURN_IF_ERROR(interpret_bench(words, settings.bench));
+  PLAIT_RETURN_IF_ERROR(interpret_parallel(words, settings));
   PLAIT_RETURN_IF_ERROR(check_needs(command, settings));
   PLAIT_RETURN_IF_ERROR(interpret_seed(words, settings.generate.sampling));
   return parsed;

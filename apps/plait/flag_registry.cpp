@@ -4,6 +4,7 @@ namespace plait::app {
 namespace {
 
 constexpr int64_t kMostTokens = int64_t{1} << 31;
+constexpr Commands kConfigCommands = kServe | kGenerate | kBench | kCheck | kPlan;
 constexpr Commands kEngineCommands = kServe | kGenerate | kBench | kCheck;
 constexpr Commands kModelCommands = kServe | kGenerate | kCheck;
 
@@ -53,13 +54,13 @@ std::vector<Flag> flag_registry(Settings& settings, FlagWords& words) {
   SamplingParams& sampling = generate.sampling;
 
   std::vector<Flag> flags = {
-      {kEngineCommands, kModelGroup, "--model-path,--model", &engine.model_path,
+      {kConfigCommands, kModelGroup, "--model-path,--model", &engine.model_path,
        "checkpoint folder, or a hub id that is in the local hub cache", kAnything},
       {kEngineCommands, kModelGroup, "--load-format", &words.load_format,
        "dummy: reproducible random weights, only config.json is read", Words{{"auto", "safetensors", "dummy"}}},
       {kEngineCommands, kModelGroup, "--dtype", &engine.dtype, "type of activations and KV cache; auto is bfloat16",
        Words{{"auto", "bfloat16", "float32"}}},
-      {kEngineCommands, kModelGroup, "--json-model-override-args", &words.json_model_override_args,
+      {kConfigCommands, kModelGroup, "--json-model-override-args", &words.json_model_override_args,
        "JSON object whose fields replace those of config.json", kAnything},
       {kModelCommands, kModelGroup, "--chat-template", &serve.chat_template,
        "deepseek-v2, deepseek-v2.5, deepseek-v3, deepseek-r1, deepseek-v3.1 or kimi-k2; default: recognised",
@@ -116,7 +117,7 @@ std::vector<Flag> flag_registry(Settings& settings, FlagWords& words) {
       {kEngineCommands, kMachineGroup, "--kernels", &words.kernels,
        "fast: SIMD for this machine; reference: plain loops in float32", Words{{"fast", "reference"}}},
 
-      {kEngineCommands, kLogGroup, "--log-level", &serve.log_level, "least severe lines to print",
+      {kConfigCommands, kLogGroup, "--log-level", &serve.log_level, "least severe lines to print",
        Words{{"debug", "info", "warning", "error", "critical"}}},
       {kServe, kLogGroup, "--log-requests", &serve.log_requests, "a line per request at its start and end", kAnything},
       {kServe, kLogGroup, "--enable-metrics", &serve.enable_metrics, "/metrics; on unless --disable-metrics",
@@ -153,6 +154,7 @@ std::vector<Flag> flag_registry(Settings& settings, FlagWords& words) {
        kAnything},
   };
   add_bench_flags(flags, settings.bench, words);
+  add_parallel_flags(flags, settings, words);
   return flags;
 }
 

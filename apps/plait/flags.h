@@ -10,11 +10,12 @@
 #include <variant>
 #include <vector>
 
+#include "base/error.h"
 #include "settings.h"
 
 namespace plait::app {
 
-enum Command : unsigned { kServe = 1, kGenerate = 2, kBench = 4, kCheck = 8 };
+enum Command : unsigned { kServe = 1, kGenerate = 2, kBench = 4, kCheck = 8, kPlan = 16 };
 using Commands = unsigned;  // set of Command
 
 struct IntegerRange {
@@ -55,8 +56,17 @@ struct FlagWords {
   std::string bench_batch = "1,4,16,64";
   std::string bench_context = "128,8192";
   std::string bench_format = "table";
+  int moe_dense_tp_size = 0;  // 0: none given
+  std::string moe_a2a_backend = "none";
+  std::string deepep_mode = "auto";
+  std::string cp_strategy;
+  std::string plan_step = "prefill";
 };
 
 std::vector<Flag> flag_registry(Settings& settings, FlagWords& words);
+
+// Those of `plan`, and the parallel flags of `plan` and `check` (plan_flags.cpp).
+void add_parallel_flags(std::vector<Flag>& flags, Settings& settings, FlagWords& words);
+Status interpret_parallel(const FlagWords& words, Settings& settings);
 
 }  // namespace plait::app

@@ -33,6 +33,8 @@ constexpr CommandInfo kCommands[] = {
      run_bench},
     {kCheck, "check", "say what a checkpoint is, and whether it runs here", "plait check --model-path models/demo-fp8",
      run_check},
+    {kPlan, "plan", "say where tokens are and what moves between parallel ranks, layer by layer",
+     "plait plan --model-path models/demo --tp-size 4 --dp-size 2 --enable-dp-attention --svg plan.svg", run_plan},
 };
 
 std::string overview() {

@@ -7,6 +7,7 @@
 
 #include "bench/bench.h"
 #include "server/serve.h"
+#include "topology/parallel_config.h"
 
 namespace plait::app {
 
@@ -23,12 +24,21 @@ struct CheckOptions {
   bool environment = false;
 };
 
+struct PlanOptions {
+  bool json = false;
+  std::string svg;  // file to write
+  bool decode = false;
+  int64_t tokens = 0;  // of a data-parallel rank; 0: usual for the step
+};
+
 struct Settings {
   // Also holds the EngineOptions that every subcommand shares.
   ServeOptions serve;
   GenerateOptions generate;
   CheckOptions check;
   BenchOptions bench;
+  ParallelConfig parallel;
+  PlanOptions plan;
 
   const EngineOptions& engine() const { return serve.engine; }
 };

@@ -96,13 +96,22 @@ class Picture {
       moved("send_receive", "to the next stage", bytes_per_token(plan_, step), AxisSet{});
       return;
     }
-    for (const StageTraffic& traffic : step.stage.inside)
-      moved(name_of(traffic.kind), fmt::format("{}, {}", traffic.what, plan_.axes.group_name(traffic.axes)),
-            bytes_per_token(plan_, traffic, step.in.layout), traffic.axes);
+    inside(step, /*after=*/false);
     std::optional<Layout> residual = step.residual;
     if (step.stage.kind == StageKind::kAddNorm) residual = step.out.layout;
-    if (step.stage.kind == StageKind::kResidualAdd || step.stage.kind == StageKind::kSelectRows) residual.reset();
+    if (step.stage.kind == StageKind::kResidualAdd || step.stage.kind == StageKind::kSelectRows ||
+        step.stage.kind == StageKind::kHead)
+      residual.reset();
     stage(name_of(step.stage.kind), step.out, residual);
+    inside(step, /*after=*/true);
+    if (step.stage.kind == StageKind::kSelectRows) unit_ = "row with logits";
+  }
+
+  void inside(const StageStep& step, bool after) {
+    for (const StageTraffic& traffic : step.stage.inside)
+      if (traffic.after == after)
+        moved(name_of(traffic.kind), fmt::format("{}, {}", traffic.what, plan_.axes.group_name(traffic.axes)),
+              bytes_per_token(plan_, traffic, step.in.layout), traffic.axes);
   }
 
   void perform(const FusedAllReduceAddNorm& fused) {
@@ -176,7 +185,8 @@ class Picture {
       group_line(group, y_ + 10 + line * kGroupLine);
     }
     text(kMargin, y_ + 14, what, "fill=\"#cf222e\" font-weight=\"600\"");
-    text(notes_x(), y_ + 14, fmt::format("{} per token · {}", format_token_bytes(bytes), detail), "fill=\"#cf222e\"");
+    text(notes_x(), y_ + 14, fmt::format("{} per {} · {}", format_token_bytes(bytes), unit_, detail),
+         "fill=\"#cf222e\"");
     y_ += 20 + line * kGroupLine;
   }
 
@@ -219,6 +229,7 @@ class Picture {
   const int lane_width_;
   const int pieces_;  // of a data-parallel rank's tokens
   RowShards blocks_;  // one row for each piece
+  const char* unit_ = "token";
   std::string body_;
   int y_ = 0;
 };

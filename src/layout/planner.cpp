@@ -185,6 +185,12 @@ class StreamSearch {
     return seconds;
   }
 
+  // Selected rows become summands, so a residual elsewhere joins the same sum, if the sum reaches all of its shards.
+  bool selects_residual_in_place(const State& here) const {
+    const AxisSet kept = here.sharded & axes_.attn_dp(), summed = here.owed | (here.sharded - axes_.attn_dp());
+    return here.residual->contains(kept) && summed.contains(*here.residual - kept);
+  }
+
   void pass_stage(int at, const State& here, const StageDeclaration& stage) {
     if (stage.kind != StageKind::kSelectRows && !here.owed.empty()) return;
     if (stage.needs && (stage.needs->sharded != here.sharded || stage.needs->order != levels_[here.level].order) &&
@@ -220,7 +226,7 @@ class StreamSearch {
                    rows_held(here) * levels_[here.level].row_bytes / costs.host_bytes_per_second;
         break;
       case StageKind::kSelectRows:
-        if (here.residual) seconds += residual_seconds(here);
+        if (here.residual && !selects_residual_in_place(here)) seconds += residual_seconds(here);
         next.sharded = here.sharded & axes_.attn_dp();
         next.owed = here.owed | (here.sharded - axes_.attn_dp());
         next.residual.reset();
@@ -268,10 +274,11 @@ class StreamSearch {
       return;
     }
     const StageDeclaration& stage = stages_[before.level];
-    const bool moves_residual = stage.kind == StageKind::kAddNorm || stage.kind == StageKind::kResidualAdd ||
-                                stage.kind == StageKind::kSelectRows;
     std::optional<Layout> residual;
     if (before.residual) residual = layout(before, *before.residual);
+    const bool moves_residual =
+        stage.kind == StageKind::kAddNorm || stage.kind == StageKind::kResidualAdd ||
+        (stage.kind == StageKind::kSelectRows && before.residual && !selects_residual_in_place(before));
     if (before.residual && moves_residual) {
       emit_residual_moves(before, steps);
       residual = layout(before, before.sharded);

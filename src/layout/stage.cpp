@@ -81,6 +81,7 @@ struct Declarer {
                               .kind = CollectiveKind::kAllToAll,
                               .axes = axes.experts(),
                               .row_bytes = facts.hidden * facts.activation_bytes,
+                              .after = std::string_view(what) == "combine",
                               .rows_per_token = reached * (ranks - 1) / ranks});
     }
     return stage;
@@ -94,7 +95,8 @@ struct Declarer {
       stage.inside.push_back({.what = "logits",
                               .kind = CollectiveKind::kAllGather,
                               .axes = vocabulary_over,
-                              .row_bytes = facts.vocabulary * kLogitBytes});
+                              .row_bytes = facts.vocabulary * kLogitBytes,
+                              .after = true});
     }
     return stage;
   }

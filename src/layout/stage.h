@@ -50,6 +50,7 @@ struct StageTraffic {
   CollectiveKind kind = CollectiveKind::kAllGather;
   AxisSet axes;
   int64_t row_bytes = 0;        // of a token (for logits: of a selected row)
+  bool after = false;           // the stage's work; else before or during it
   double rows_per_token = 1.0;  // copies that leave the rank: those of a token's experts that are elsewhere
 };
 

@@ -323,16 +323,18 @@ Simulator::Rows Simulator::select_rows(Activation<Rows> delta, std::optional<Com
       shards_ = &logit_shards_;
       const Origin at = origin(wanted[i], false);
       shards_ = &token_shards_;
-      const std::vector<int>& rows = batches_[at.dp].logit_rows;
-      if (at.batch_row >= static_cast<int64_t>(rows.size())) continue;
-      const int64_t sought = place(at.dp, rows[at.batch_row], is_context_order(step.in.layout));
-      const auto found = std::lower_bound(had.begin(), had.end(), sought);
-      if (found == had.end() || *found != sought) continue;
-      const int64_t row = found - had.begin();
-      add_row(x[rank].row(row), own.row(static_cast<int64_t>(i)));
-      // One of those that hold a summand adds the residual.
-      if (residual && plan_.axes.place(step.in.owed, rank) == 0)
-        add_row(residual->rows()[rank].row(row), own.row(static_cast<int64_t>(i)));
+      const std::vector<int>& selected = batches_[at.dp].logit_rows;
+      if (at.batch_row >= static_cast<int64_t>(selected.size())) continue;
+      const int64_t sought = place(at.dp, selected[at.batch_row], is_context_order(step.in.layout));
+      const auto add_from = [&](const std::vector<int64_t>& held, const Matrix& rows) {
+        const auto found = std::lower_bound(held.begin(), held.end(), sought);
+        if (found != held.end() && *found == sought)
+          add_row(rows.row(found - held.begin()), own.row(static_cast<int64_t>(i)));
+      };
+      add_from(had, x[rank]);
+      // One of those that hold the same row of the residual adds it.
+      if (residual && plan_.axes.place(step.out.owed - residual->layout().sharded, rank) == 0)
+        add_from(places(rank, residual->layout().sharded), residual->rows()[rank]);
     }
     shards_ = &token_shards_;
   }

@@ -1,0 +1,57 @@
+#include <cstdio>
+#include <fstream>
+
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/model_config.h"
+#include "command.h"
+#include "layout/plan_print.h"
+#include "layout/planner.h"
+#include "model/model_facts.h"
+#include "topology/rules.h"
+
+namespace plait::app {
+namespace {
+
+constexpr int64_t kPrefillTokens = 2048, kPrefillLogitRows = 4, kDecodeTokens = 64;
+
+StepForm form_of(const PlanOptions& options, const ParallelConfig& config) {
+  StepForm form;
+  form.tokens = options.tokens > 0 ? options.tokens : options.decode ? kDecodeTokens : kPrefillTokens;
+  form.logit_rows = options.decode ? form.tokens : std::min(form.tokens, kPrefillLogitRows);
+  form.context_parallel = uses_context_parallel(config, std::vector<int64_t>{form.tokens});
+  return form;
+}
+
+Status write_file(const std::string& path, const std::string& text) {
+  std::ofstream file(path, std::ios::binary | std::ios::trunc);
+  file << text;
+  file.close();
+  if (!file) return io_error(fmt::format("--svg {}: cannot be written", path), errno);
+  return {};
+}
+
+Status plan(const Settings& settings) {
+  const EngineOptions& options = settings.engine();
+  PLAIT_ASSIGN_OR_RETURN(const std::filesystem::path folder, resolve_model_path(options.model_path));
+  PLAIT_ASSIGN_OR_RETURN(const ModelConfig config, read_model_config(folder, options.config_overrides));
+  const ModelFacts facts = model_facts(config);
+  const ParallelVerdict verdict = judge(settings.parallel, &facts);
+  for (const RuleFinding& finding : verdict.findings)
+    fmt::print(stderr, "{}: {} ({})\n", finding.refused ? "refused" : "forced", finding.explanation, finding.rule);
+  if (!verdict.accepted()) return invalid("the parallel flags do not go together");
+  PLAIT_ASSIGN_OR_RETURN(const Plan made,
+                         make_plan(Topology(verdict.config), facts, form_of(settings.plan, verdict.config)));
+  fmt::print("{}{}", settings.plan.json ? to_json(made) : to_text(made), settings.plan.json ? "\n" : "");
+  return settings.plan.svg.empty() ? Status() : write_file(settings.plan.svg, to_svg(made));
+}
+
+}  // namespace
+
+int run_plan(const Settings& settings) {
+  const Status status = plan(settings);
+  if (status.has_value()) return kExitSuccess;
+  fmt::print(stderr, "plait plan: {}\n", status.error().message);
+  return kExitFailure;
+}
+
+}  // namespace plait::app

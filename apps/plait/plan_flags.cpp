@@ -1,0 +1,75 @@
+#include "flags.h"
+
+namespace plait::app {
+namespace {
+
+constexpr const char* kParallelGroup = "Parallel ranks";
+constexpr const char* kPlanGroup = "What to plan and print";
+constexpr IntegerRange kRanks{1, 4096};
+constexpr std::monostate kAnything;
+
+}  // namespace
+
+void add_parallel_flags(std::vector<Flag>& flags, Settings& settings, FlagWords& words) {
+  constexpr Commands kCommands = kPlan | kCheck;
+  ParallelConfig& parallel = settings.parallel;
+  PlanOptions& plan = settings.plan;
+  const std::vector<Flag> added = {
+      {kCommands, kParallelGroup, "--tp-size,--tp,--tensor-parallel-size", &parallel.tp_size,
+       "ranks of one pipeline stage", kRanks},
+      {kCommands, kParallelGroup, "--dp-size,--dp,--data-parallel-size", &parallel.dp_size,
+       "data-parallel ranks: inside --tp-size with --enable-dp-attention, else whole replicas", kRanks},
+      {kCommands, kParallelGroup, "--enable-dp-attention", &parallel.enable_dp_attention,
+       "each data-parallel rank attends to its own requests; experts are shared by all", kAnything},
+      {kCommands, kParallelGroup, "--enable-dp-lm-head", &parallel.enable_dp_lm_head,
+       "the vocabulary is divided inside attention-TP groups", kAnything},
+      {kCommands, kParallelGroup, "--ep-size,--ep,--expert-parallel-size", &parallel.ep_size,
+       "ranks among which whole experts are divided", kRanks},
+      {kCommands, kParallelGroup, "--pp-size,--pipeline-parallel-size", &parallel.pp_size, "pipeline stages", kRanks},
+      {kCommands, kParallelGroup, "--attn-cp-size", &parallel.attn_cp_size, "ranks that share a prompt's rows", kRanks},
+      {kCommands, kParallelGroup, "--enable-prefill-cp", &parallel.enable_prefill_cp,
+       "context parallelism; follows from --attn-cp-size", kAnything},
+      {kCommands, kParallelGroup, "--cp-strategy", &words.cp_strategy,
+       "how rows are dealt out: in turn, or in 2 * cp blocks",
+       Words{{"interleave", "zigzag", "round-robin-split", "in-seq-split"}}},
+      {kCommands, kParallelGroup, "--prefill-cp-kv-sharded", &parallel.prefill_cp_kv_sharded,
+       "a context rank keeps only its own rows' KV pages", kAnything},
+      {kCommands, kParallelGroup, "--moe-dense-tp-size", &words.moe_dense_tp_size,
+       "ranks that share a dense layer; 0: all of the stage", IntegerRange{0, 4096}},
+      {kCommands, kParallelGroup, "--moe-dp-size", &parallel.moe_dp_size, "copies of all experts inside a stage",
+       kRanks},
+      {kCommands, kParallelGroup, "--moe-a2a-backend", &words.moe_a2a_backend,
+       "how tokens reach experts: all to all ranks and a sum, or dispatch and combine",
+       Words{{"none", "a2a", "deepep"}}},
+      {kCommands, kParallelGroup, "--deepep-mode", &words.deepep_mode, "form of dispatch",
+       Words{{"auto", "normal", "low_latency"}}},
+      {kCommands, kParallelGroup, "--enable-flashinfer-allreduce-fusion", &parallel.enable_allreduce_fusion,
+       "all-reduce, residual addition and norm as one operation where they follow each other", kAnything},
+      {kCommands, kParallelGroup, "--nnodes", &parallel.nnodes, "hosts", kRanks},
+      {kCommands, kParallelGroup, "--node-rank", &parallel.node_rank, "this host", IntegerRange{0, 4095}},
+      {kCommands, kParallelGroup, "--dist-init-addr", &parallel.dist_init_addr, "HOST:PORT where hosts meet",
+       kAnything},
+      {kPlan, kPlanGroup, "--step", &words.plan_step, "kind of step", Words{{"prefill", "decode"}}},
+      {kPlan, kPlanGroup, "--tokens", &plan.tokens,
+       "rows of each data-parallel rank; 0: 2048 for prefill, 64 for decode", IntegerRange{0, 1 << 24}},
+      {kPlan, kPlanGroup, "--json", &plan.json, "print JSON", kAnything},
+      {kPlan, kPlanGroup, "--svg", &plan.svg, "also draw the plan into this file", kAnything},
+  };
+  flags.insert(flags.end(), added.begin(), added.end());
+}
+
+Status interpret_parallel(const FlagWords& words, Settings& settings) {
+  ParallelConfig& parallel = settings.parallel;
+  if (words.moe_dense_tp_size > 0) parallel.moe_dense_tp_size = words.moe_dense_tp_size;
+  if (words.moe_a2a_backend != "none") parallel.moe_a2a_backend = MoeA2a::kAllToAll;
+  if (words.deepep_mode == "normal") parallel.deepep_mode = DeepepMode::kNormal;
+  if (words.deepep_mode == "low_latency") parallel.deepep_mode = DeepepMode::kLowLatency;
+  if (!words.cp_strategy.empty()) {
+    const bool zigzag = words.cp_strategy == "zigzag" || words.cp_strategy == "in-seq-split";
+    parallel.cp_strategy = zigzag ? CpStrategy::kZigzag : CpStrategy::kInterleave;
+  }
+  settings.plan.decode = words.plan_step == "decode";
+  return {};
+}
+
+}  // namespace plait::app

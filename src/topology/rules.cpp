@@ -50,14 +50,19 @@ std::optional<std::pair<Block, Block>> crossing_blocks(const Config& c) {
   return std::nullopt;
 }
 
-bool divides_in_blocks(int64_t width, int64_t parts, int64_t block) {
-  return width % parts == 0 && (block == 0 || (width / parts) % block == 0);
+// Parts in which a width can be cut: columns that share an FP8 scale stay together.
+int64_t parts_of(int64_t width, int64_t block) {
+  return block > 0 ? (width + block - 1) / block : width;
 }
 
-std::string undivided(const char* what, int64_t width, const char* flag, int64_t parts, int64_t block) {
-  if (width % parts != 0) return fmt::format("{} {} cannot be divided by {} = {}", what, width, flag, parts);
-  return fmt::format("{} {} / {} = {} is {} wide, which is not a multiple of the {} columns that share an FP8 scale",
-                     what, width, flag, parts, width / parts, block);
+std::string undivided(const char* what, int64_t count, const char* flag, int64_t ranks) {
+  return fmt::format("{} {} cannot be divided by {} = {}", what, count, flag, ranks);
+}
+
+std::string too_few_parts(const char* what, int64_t width, int64_t block, const char* ranks_name, int64_t ranks) {
+  const std::string unit = block > 0 ? fmt::format("blocks of {} columns that share an FP8 scale", block) : "columns";
+  return fmt::format("{} {} has {} {}, fewer than {} = {} ranks", what, width, parts_of(width, block), unit, ranks_name,
+                     ranks);
 }
 
 constexpr Rule kRules[] = {
@@ -222,46 +227,32 @@ constexpr Rule kRules[] = {
     {"heads-divide", "a head is computed by one rank", kNeedsModel,
      [](const Config& c, const Facts& f) { return f.heads % c.attn_tp_size() != 0; },
      [](const Config& c, const Facts& f) {
-       return undivided("attention heads", f.heads, "attention-TP width", c.attn_tp_size(), 0);
-     },
-     nullptr},
-    {"heads-fp8-blocks", "a block of FP8 weights has one scale and stays on one rank", kNeedsModel,
-     [](const Config& c, const Facts& f) {
-       return f.fp8_block > 0 && c.attn_tp_size() > 1 &&
-              (f.heads / c.attn_tp_size() * f.v_head_dim % f.fp8_block != 0 ||
-               f.heads / c.attn_tp_size() * f.qk_head_dim % f.fp8_block != 0);
-     },
-     [](const Config& c, const Facts& f) {
-       const int64_t heads = f.heads / c.attn_tp_size();
-       return fmt::format(
-           "attention-TP width {} leaves {} heads per rank, {} query and {} output columns: both must be "
-           "multiples of the {} columns that share an FP8 scale",
-           c.attn_tp_size(), heads, heads * f.qk_head_dim, heads * f.v_head_dim, f.fp8_block);
+       return undivided("attention heads", f.heads, "attention-TP width", c.attn_tp_size());
      },
      nullptr},
     {"experts-divide-ep", "every rank of an expert-parallel group has the same number of experts", kNeedsModel,
      [](const Config& c, const Facts& f) { return f.experts % c.ep_size != 0; },
-     [](const Config& c, const Facts& f) { return undivided("routed experts", f.experts, "--ep-size", c.ep_size, 0); },
+     [](const Config& c, const Facts& f) { return undivided("routed experts", f.experts, "--ep-size", c.ep_size); },
      nullptr},
-    {"expert-width-divides", "an expert is cut over its tensor-parallel ranks", kNeedsModel,
+    {"expert-width-parts", "an expert is cut over its tensor-parallel ranks, and each must get a part", kNeedsModel,
      [](const Config& c, const Facts& f) {
-       return f.experts > 0 && c.moe_tp_size() > 1 &&
-              !divides_in_blocks(f.expert_intermediate, c.moe_tp_size(), f.fp8_block);
+       return f.experts > 0 && parts_of(f.expert_intermediate, f.fp8_block) < c.moe_tp_size();
      },
      [](const Config& c, const Facts& f) {
-       return undivided("moe_intermediate_size", f.expert_intermediate, "expert-TP width (tp / ep / moe_dp)",
-                        c.moe_tp_size(), f.fp8_block) +
-              "; a larger --ep-size makes it narrower";
+       return too_few_parts("moe_intermediate_size", f.expert_intermediate, f.fp8_block,
+                            "expert-TP width (tp / ep / moe_dp)", c.moe_tp_size()) +
+              "; a larger --ep-size lowers it";
      },
      nullptr},
-    {"dense-width-divides", "a dense MLP is cut over its group", kNeedsModel,
+    {"dense-width-parts", "a dense MLP is cut over its group, and each rank must get a part", kNeedsModel,
      [](const Config& c, const Facts& f) {
-       return (f.experts == 0 || f.first_expert_layer > 0 || f.expert_layer_stride > 1) && c.dense_tp_size() > 1 &&
-              !divides_in_blocks(f.dense_intermediate, c.dense_tp_size(), f.fp8_block);
+       return (f.experts == 0 || f.first_expert_layer > 0 || f.expert_layer_stride > 1) &&
+              parts_of(f.dense_intermediate, f.fp8_block) < c.dense_tp_size();
      },
      [](const Config& c, const Facts& f) {
-       return undivided("intermediate_size", f.dense_intermediate,
-                        "dense-MLP width (--moe-dense-tp-size, else --tp-size)", c.dense_tp_size(), f.fp8_block);
+       return too_few_parts("intermediate_size", f.dense_intermediate, f.fp8_block,
+                            "dense-MLP width (--moe-dense-tp-size, else --tp-size)", c.dense_tp_size()) +
+              "; set a smaller --moe-dense-tp-size";
      },
      nullptr},
 };
@@ -308,8 +299,7 @@ std::vector<RuleInfo> parallel_rules() {
 
 bool shares_shared_expert(const ParallelConfig& config, const ModelFacts& facts) {
   return config.moe_a2a_backend == MoeA2a::kNone &&
-         divides_in_blocks(facts.shared_intermediate, config.moe_block_size(),
-                           config.moe_block_size() > 1 ? facts.fp8_block : 0);
+         parts_of(facts.shared_intermediate, facts.fp8_block) >= config.moe_block_size();
 }
 
 }  // namespace plait

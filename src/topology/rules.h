@@ -40,8 +40,8 @@ struct RuleInfo {
 };
 std::vector<RuleInfo> parallel_rules();
 
-// True if FP8 blocks and plain division let the shared experts be cut over the expert block; else each rank keeps all
-// of them and computes them for its own rows.
+// True if the shared experts are cut over the expert block: all tokens are there, and each rank gets a part. Else each
+// rank keeps all of them and computes them for its own rows.
 bool shares_shared_expert(const ParallelConfig& config, const ModelFacts& facts);
 
 }  // namespace plait

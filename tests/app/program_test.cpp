@@ -176,5 +176,31 @@ TEST(Program, BenchmarksTheServerAsJson) {
   EXPECT_GT(document.at("streamed_seconds_per_token").as_double(), 0);
 }
 
+TEST(Program, PlansParallelRanks) {
+  const std::string picture = testing::TempDir() + fmt::format("plan-{}.svg", getpid());
+  const std::string model = "plan --model-path " + kSource + "/models/demo ";
+  const Outcome text =
+      plait(model + "--tp-size 4 --dp-size 2 --enable-dp-attention --ep-size 4 --step decode --svg " + picture);
+  EXPECT_EQ(text.status, 0) << text.error;
+  EXPECT_THAT(text.out, HasSubstr("attn_tp          {0,1}{2,3}"));
+  EXPECT_THAT(text.out, HasSubstr("layer 0: dense layer"));
+  EXPECT_THAT(contents(picture), StartsWith("<svg xmlns"));
+  std::remove(picture.c_str());
+
+  const Outcome json = plait(model + "--json --tp-size 2");
+  EXPECT_EQ(json.status, 0) << json.error;
+  EXPECT_EQ(boost::json::parse(json.out).as_object().at("flags"), "--tp-size 2");
+}
+
+TEST(Program, SaysWhyParallelFlagsDoNotGoTogether) {
+  const std::string flags = " --model-path " + kSource + "/models/demo --tp-size 3 --attn-cp-size 2";
+  const Outcome plan = plait("plan" + flags), check = plait("check" + flags);
+  EXPECT_EQ(plan.status, 1);
+  EXPECT_THAT(plan.error, HasSubstr("refused: --tp-size 3 cannot be divided by --attn-cp-size 2"));
+  EXPECT_EQ(check.status, 1);
+  EXPECT_THAT(check.out, HasSubstr("refused      --tp-size 3 cannot be divided by --attn-cp-size 2"));
+  EXPECT_EQ(plait("generate --prompt x" + flags).status, 2);
+}
+
 }  // namespace
 }  // namespace plait

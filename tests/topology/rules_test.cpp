@@ -127,8 +127,6 @@ TEST(Rules, ForceWhatFollowsFromAnotherFlag) {
 
 TEST(Rules, RefuseWhatTheModelCannotBeCutInto) {
   const ModelFacts v3_facts = v3();
-  ModelFacts wide_v4 = v3();  // V4 Pro's experts: 3072 / 16 = 192 is no multiple of 128
-  wide_v4.expert_intermediate = 3072;
   ModelFacts dense = v3();
   dense.experts = 0;
   ModelFacts small = v3();
@@ -138,23 +136,30 @@ TEST(Rules, RefuseWhatTheModelCannotBeCutInto) {
   expect({"layers-fill-stages", {.pp_size = 8}, "--pp-size 8", {}}, &small);
   expect({"no-experts", {.tp_size = 2, .ep_size = 2}, "has none", {}}, &dense);
   expect({"heads-divide", {.tp_size = 4}, "attention heads 6", {}}, &small);
-  expect({"heads-fp8-blocks", {.tp_size = 128, .ep_size = 128, .moe_dense_tp_size = 1}, "1 heads per rank", {}},
-         &v3_facts);
   ModelFacts many = v3();
   many.experts = 250;
   expect({"experts-divide-ep", {.tp_size = 4, .ep_size = 4}, "routed experts 250", {}}, &many);
-  expect({"expert-width-divides", {.tp_size = 16}, "192 wide", {}}, &wide_v4);
-  expect({"expert-width-divides", {.tp_size = 32}, "64 wide", {}}, &v3_facts);
-  expect({"dense-width-divides", {.tp_size = 32, .ep_size = 32}, "intermediate_size 18432", {}}, &v3_facts);
+  expect({"expert-width-parts", {.tp_size = 32}, "16 blocks of 128 columns", {}}, &v3_facts);
+  expect({"dense-width-parts",
+          {.tp_size = 256, .dp_size = 128, .enable_dp_attention = true, .ep_size = 256},
+          "144 blocks of 128 columns",
+          {}},
+         &v3_facts);
 }
 
 TEST(Rules, EveryModelRuleIsTold) {
   const ModelFacts facts = v3();
   const ParallelVerdict verdict = judge({.tp_size = 64, .pp_size = 64}, &facts);
   EXPECT_NE(find(verdict, "layers-fill-stages"), nullptr);
-  EXPECT_NE(find(verdict, "expert-width-divides"), nullptr);
+  EXPECT_NE(find(verdict, "expert-width-parts"), nullptr);
   EXPECT_THAT(verdict.status().error().message, HasSubstr("--pp-size 64"));
   EXPECT_THAT(verdict.status().error().message, HasSubstr("moe_intermediate_size"));
+}
+
+TEST(Rules, AcceptBlocksThatDoNotDivideEvenly) {
+  ModelFacts v4 = v3();  // V4 Pro's experts on 16 ranks: 3072 / 16 = 192, but 24 blocks are enough for 16 parts
+  v4.expert_intermediate = 3072;
+  EXPECT_TRUE(judge({.tp_size = 16}, &v4).findings.empty());
 }
 
 // Each of these is refused or asserted away by SGLang although nothing in the arrangement of ranks forbids it.

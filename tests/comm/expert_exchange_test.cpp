@@ -93,7 +93,7 @@ std::string run_layer(ExpertExchange& exchange, const ExpertExchangeOptions& opt
   reference_exchange(options, rows_of(batch.tokens, options.hidden), batch.experts, batch.weights,
                      [&](int id, const float* in, float* y) { expert(id, in, y, options.hidden); },
                      {want.data(), batch.count, options.hidden});
-  if (std::memcmp(out.data(), want.data(), out.size() * sizeof(float)) != 0)
+  if (!out.empty() && std::memcmp(out.data(), want.data(), out.size() * sizeof(float)) != 0)
     return "the result differs from one rank's";
   return "";
 }

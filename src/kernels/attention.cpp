@@ -10,7 +10,7 @@ void check_spans(const LatentCache& cache, std::span<const AttentionSpan> spans,
   PLAIT_ASSERT(cache.dtype == DType::kF32 || cache.dtype == DType::kBF16, "attention: float32 or bfloat16 cache");
   for (const AttentionSpan& span : spans) {
     PLAIT_ASSERT(span.row_begin >= 0 && span.row_begin + span.row_count <= tokens, "attention: span beyond the step");
-    PLAIT_ASSERT(span.first_position + span.row_count <= std::ssize(span.pages) * cache.page_tokens,
+    PLAIT_ASSERT(span.row_count == 0 || span.length() <= std::ssize(span.pages) * cache.page_tokens,
                  "attention: the page table ends before the span");
   }
 }

@@ -26,16 +26,19 @@ struct LatentCache {
   int64_t row_width() const { return latent_width + rope_width; }
 };
 
-// Consecutive rows of the step that belong to one sequence and use one form.
+// Consecutive rows of a buffer that belong to one sequence and use one form.
 struct AttentionSpan {
-  std::span<const int32_t> pages;  // page table, covers positions [0, first_position + row_count)
+  std::span<const int32_t> pages;  // page table, covers every position up to the last row's
   int64_t first_position = 0;      // of the first row
-  int64_t row_begin = 0;           // in the step
+  int64_t row_begin = 0;           // in the buffer
   int64_t row_count = 0;
+  int64_t position_step = 1;  // between neighbouring rows: more where other ranks have the rows between
+
+  int64_t position(int64_t row) const { return first_position + row * position_step; }
+  int64_t length() const { return position(row_count - 1) + 1; }  // tokens that the last row sees
 };
 
-// Stores rows in the cache. latent: [tokens, latent_width + rope_width], row i of span goes to position first_position
-// + i.
+// Stores rows in the cache. latent: [tokens, latent_width + rope_width], row i of a span goes to its position.
 void store_latents(const Context& context, ConstRows latent, std::span<const AttentionSpan> spans,
                    const LatentCache& cache);
 

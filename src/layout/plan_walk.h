@@ -7,8 +7,9 @@
 //   Rows reduce_scatter(PartialSum<Rows>, const Collective&);
 //   Rows all_gather(Complete<Rows>, const Collective&);
 //   Rows slice(const Rows&, const Placement&, const Collective&);
-//   Normed add_norm(Complete<Rows> delta, std::optional<Complete<Rows>> residual, const StageStep&);
-//   Normed all_reduce_add_norm(PartialSum<Rows> delta, Complete<Rows> residual, const FusedAllReduceAddNorm&);
+//   Normed add_norm(Complete<Rows> delta, std::optional<Complete<Rows>> residual, const StageStep&, int64_t layer);
+//   Normed all_reduce_add_norm(PartialSum<Rows> delta, Complete<Rows> residual, const FusedAllReduceAddNorm&,
+//                              int64_t layer);
 //   Rows rowwise(Complete<Rows>, const StageStep&, int64_t layer);       // latent projection
 //   Rows anchored(Complete<Rows>, const StageStep&, int64_t layer);      // attention, dense MLP, experts, head
 //   Rows embed(const StageStep&);
@@ -70,9 +71,9 @@ class PlanWalker {
     stream.delta = move(collective, take_delta(stream));
   }
 
-  void perform(const FusedAllReduceAddNorm& fused, int64_t, Stream<Rows>& stream) {
+  void perform(const FusedAllReduceAddNorm& fused, int64_t layer, Stream<Rows>& stream) {
     PartialSum<Rows> owed = owed_sum(take_delta(stream));
-    put(backend_.all_reduce_add_norm(std::move(owed), take_residual(stream), fused), stream);
+    put(backend_.all_reduce_add_norm(std::move(owed), take_residual(stream), fused, layer), stream);
   }
 
   void perform(const StageStep& step, int64_t layer, Stream<Rows>& stream) {
@@ -81,7 +82,7 @@ class PlanWalker {
         stream.delta = activation(backend_.embed(step), step.out);
         break;
       case StageKind::kAddNorm:
-        put(backend_.add_norm(complete(take_delta(stream)), take_any_residual(stream), step), stream);
+        put(backend_.add_norm(complete(take_delta(stream)), take_any_residual(stream), step, layer), stream);
         break;
       case StageKind::kLatentProjection:
         stream.delta = activation(backend_.rowwise(complete(take_delta(stream)), step, layer), step.out);

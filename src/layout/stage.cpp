@@ -24,8 +24,11 @@ struct Declarer {
     return {.kind = StageKind::kEmbedding, .needs = attention_rows(), .owes = axes.attn_tp(), .width = facts.hidden};
   }
 
-  StageDeclaration add_norm() const {
-    return {.kind = StageKind::kAddNorm, .width = facts.hidden, .row_flops = 6.0 * static_cast<double>(facts.hidden)};
+  StageDeclaration add_norm(NormPlace place) const {
+    return {.kind = StageKind::kAddNorm,
+            .norm = place,
+            .width = facts.hidden,
+            .row_flops = 6.0 * static_cast<double>(facts.hidden)};
   }
 
   StageDeclaration latent_projection() const {
@@ -102,10 +105,10 @@ struct Declarer {
   }
 
   std::vector<StageDeclaration> layer(bool has_experts) const {
-    std::vector<StageDeclaration> stages = {add_norm()};
+    std::vector<StageDeclaration> stages = {add_norm(NormPlace::kAttention)};
     if (facts.q_lora_rank > 0) stages.push_back(latent_projection());
     stages.push_back(attention());
-    stages.push_back(add_norm());
+    stages.push_back(add_norm(NormPlace::kFeedForward));
     if (!has_experts) {
       stages.push_back(dense_mlp());
       return stages;
@@ -153,7 +156,9 @@ std::vector<StageDeclaration> declare_stages(SegmentKind kind, const ModelFacts&
       return {{.kind = StageKind::kResidualAdd, .width = facts.hidden},
               {.kind = StageKind::kSendReceive, .width = facts.hidden}};
     case SegmentKind::kHead:
-      return {{.kind = StageKind::kSelectRows, .width = facts.hidden}, declarer.add_norm(), declarer.head()};
+      return {{.kind = StageKind::kSelectRows, .width = facts.hidden},
+              declarer.add_norm(NormPlace::kHead),
+              declarer.head()};
   }
   return {};
 }

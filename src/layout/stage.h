@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "layout/layout.h"
+#include "layout/norm_place.h"
 #include "topology/model_facts.h"
 
 namespace plait {
@@ -56,6 +57,7 @@ struct StageTraffic {
 
 struct StageDeclaration {
   StageKind kind = StageKind::kAddNorm;
+  NormPlace norm = NormPlace::kAttention;  // of kAddNorm
   std::optional<Layout> needs;  // absent: works row by row in any layout
   AxisSet owes;                 // over these axes of the layout that it needs
   int64_t width = 0;            // elements of a row that it leaves

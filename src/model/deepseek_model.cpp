@@ -94,9 +94,9 @@ size_t DeepseekModel::scratch_bytes(int64_t rows, int64_t context_tokens) const 
   return needed + needed / 4;  // what Workspace holds in reserve
 }
 
-void DeepseekModel::begin_step(const Step& step) {
+void DeepseekModel::begin_step(const Step& step, std::span<const int64_t> own) {
   PLAIT_ASSERT(loaded_, "a step before finish_loading()");
-  rows_.assign(step);
+  rows_.assign(step, own);
 }
 
 void DeepseekModel::embed(const Context& context, std::span<const int32_t> token_ids, Rows y) {
@@ -130,12 +130,12 @@ void DeepseekModel::project(const Context& context, int64_t layer, ConstRows x, 
   attention_.project(context, weights_of(layer).attention, x, y);
 }
 
-void DeepseekModel::attention(const Context& context, int64_t layer, const Step& step, const KvMemory& kv,
-                              Rows projected, Rows y) {
+void DeepseekModel::attention(const Context& context, int64_t layer, const KvMemory& kv, Rows projected,
+                              const AllCacheRows& all_cache_rows, Rows y) {
   const KvMemory::Component& latents = kv.components.front();
   std::byte* data = latents.data + (layer - weights_.first_layer) * latents.layer_stride_bytes;
-  attention_.attend(context, weights_of(layer).attention, step.positions, rows_, attention_.cache(data, kv.page_tokens),
-                    projected, y);
+  attention_.attend(context, weights_of(layer).attention, rows_, attention_.cache(data, kv.page_tokens), projected,
+                    all_cache_rows, y);
 }
 
 void DeepseekModel::dense(const Context& context, int64_t layer, ConstRows x, Rows y) {
@@ -154,6 +154,11 @@ void DeepseekModel::routed(const Context& context, int64_t layer, const Routing&
   experts_.routed(context, weights_of(layer).moe, routing, x, y);
 }
 
+void DeepseekModel::expert_rows(const Context& context, int64_t layer, ConstRows x, std::span<const int64_t> first_row,
+                                std::span<const int64_t> row_count, Rows y) {
+  experts_.expert_rows(context, weights_of(layer).moe, x, first_row, row_count, y);
+}
+
 void DeepseekModel::logits(const Context& context, ConstRows x, Rows logits) {
   kernels::linear(context, x, weights_.lm_head, logits);
 }
@@ -163,7 +168,7 @@ void DeepseekModel::forward(const Context& context, const Step& step, const KvMe
   PLAIT_ASSERT(logits.rows == static_cast<int64_t>(step.logit_rows.size()), "one row of logits per wanted row");
   const int64_t rows = step.rows();
   if (rows == 0) return;
-  begin_step(step);
+  begin_step(step, {});
 
   const int64_t hidden = config_.hidden_size;
   const Rows residual = scratch::rows(context, scratch::kResidual, rows, hidden);
@@ -186,7 +191,7 @@ void DeepseekModel::layer(const Context& context, int64_t index, const Step& ste
   if (observer) observer->layer_input(index, residual);
   const Rows projected = scratch::rows(context, scratch::kProjected, normed.rows, projection_width());
   project(context, index, normed, projected);
-  attention(context, index, step, kv, projected, delta);
+  attention(context, index, kv, projected, {}, delta);
 
   add_norm(context, NormPlace::kFeedForward, index, delta, residual, normed);
   if (!has_experts(index)) {

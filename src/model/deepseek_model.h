@@ -24,7 +24,7 @@ class DeepseekModel : public Model {
                ForwardObserver* observer) override;
   StepCost cost(const Step& step, int64_t distinct_experts) const override;
 
-  void begin_step(const Step& step) override;
+  void begin_step(const Step& step, std::span<const int64_t> own) override;
   void embed(const kernels::Context& context, std::span<const int32_t> token_ids, Rows y) override;
   void norm(const kernels::Context& context, NormPlace place, int64_t layer, ConstRows residual, Rows y) override;
   void add_norm(const kernels::Context& context, NormPlace place, int64_t layer, ConstRows delta, Rows residual,
@@ -32,13 +32,15 @@ class DeepseekModel : public Model {
   int64_t projection_width() const override { return attention_.projection_width(); }
   bool projection_is_shared() const override { return config_.q_lora_rank.has_value(); }
   void project(const kernels::Context& context, int64_t layer, ConstRows x, Rows y) override;
-  void attention(const kernels::Context& context, int64_t layer, const Step& step, const KvMemory& kv, Rows projected,
-                 Rows y) override;
+  void attention(const kernels::Context& context, int64_t layer, const KvMemory& kv, Rows projected,
+                 const AllCacheRows& all_cache_rows, Rows y) override;
   bool has_experts(int64_t layer) const override { return config_.layer_has_experts(layer); }
   void dense(const kernels::Context& context, int64_t layer, ConstRows x, Rows y) override;
   Routing route(const kernels::Context& context, int64_t layer, ConstRows x) override;
   void shared(const kernels::Context& context, int64_t layer, ConstRows x, Rows y) override;
   void routed(const kernels::Context& context, int64_t layer, const Routing& routing, ConstRows x, Rows y) override;
+  void expert_rows(const kernels::Context& context, int64_t layer, ConstRows x, std::span<const int64_t> first_row,
+                   std::span<const int64_t> row_count, Rows y) override;
   void logits(const kernels::Context& context, ConstRows x, Rows logits) override;
 
  private:

@@ -68,15 +68,30 @@ void ExpertLayer::routed(const Context& context, const MoeWeights& weights, cons
   }
 
   const auto rows = static_cast<int64_t>(order.token_of_row.size());
-  const FeedForwardWeights& shape = weights.experts.front();
   const Rows in = scratch::rows(context, scratch::kExpertIn, rows, x.cols);
   kernels::gather_rows(context, x, order.token_of_row, in);
-  const Rows gate_up = scratch::rows(context, scratch::kGateUp, rows, shape.gate_up.out_features());
-  kernels::grouped_linear(context, in, gate_up_groups_, gate_up);
-  const ConstRows activated = activate(context, gate_up);
   const Rows out = scratch::rows(context, scratch::kExpertOut, rows, y.cols);
-  kernels::grouped_linear(context, activated, down_groups_, out);
+  compute_groups(context, weights, in, out);
   kernels::combine_rows(context, out, order, routing.weights, k, y);
+}
+
+void ExpertLayer::expert_rows(const Context& context, const MoeWeights& weights, ConstRows x,
+                              std::span<const int64_t> first_row, std::span<const int64_t> row_count, Rows y) {
+  gate_up_groups_.clear();
+  down_groups_.clear();
+  for (size_t expert = 0; expert < weights.experts.size(); ++expert) {
+    if (row_count[expert] == 0) continue;
+    gate_up_groups_.push_back({&weights.experts[expert].gate_up, first_row[expert], row_count[expert]});
+    down_groups_.push_back({&weights.experts[expert].down, first_row[expert], row_count[expert]});
+  }
+  if (!gate_up_groups_.empty()) compute_groups(context, weights, x, y);
+}
+
+// The rows of the groups that were listed.
+void ExpertLayer::compute_groups(const Context& context, const MoeWeights& weights, ConstRows x, Rows y) {
+  const Rows gate_up = scratch::rows(context, scratch::kGateUp, x.rows, weights.experts.front().gate_up.out_features());
+  kernels::grouped_linear(context, x, gate_up_groups_, gate_up);
+  kernels::grouped_linear(context, activate(context, gate_up), down_groups_, y);
 }
 
 size_t ExpertLayer::scratch_bytes(const ModelConfig& config, int64_t rows) const {

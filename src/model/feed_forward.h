@@ -26,6 +26,10 @@ class ExpertLayer {
   Routing route(const kernels::Context& context, const MoeWeights& weights, ConstRows x) const;
   // y = shared experts(x), zeros if there are none. x, y: [rows, hidden]
   void shared(const kernels::Context& context, const MoeWeights& weights, ConstRows x, Rows y) const;
+  // y = expert(x) for rows that are in the order of experts already: those of local expert e begin at first_row[e].
+  // Rows of no expert are neither read nor written. x, y: [rows, hidden]
+  void expert_rows(const kernels::Context& context, const MoeWeights& weights, ConstRows x,
+                   std::span<const int64_t> first_row, std::span<const int64_t> row_count, Rows y);
   // y += sum over the local routed experts of weight * expert(x). x, y: [rows, hidden]
   void routed(const kernels::Context& context, const MoeWeights& weights, const Routing& routing, ConstRows x, Rows y);
 
@@ -33,6 +37,8 @@ class ExpertLayer {
 
  private:
   const GateConfig gate_;
+  void compute_groups(const kernels::Context& context, const MoeWeights& weights, ConstRows x, Rows y);
+
   // Reused from layer to layer
   std::vector<kernels::RowGroup> gate_up_groups_;
   std::vector<kernels::RowGroup> down_groups_;

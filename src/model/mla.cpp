@@ -44,31 +44,65 @@ void copy_heads(const Context& context, HeadRows from, HeadRows to) {
 
 }  // namespace
 
-void MlaRows::assign(const Step& step) {
+void MlaRows::assign(const Step& step, std::span<const int64_t> own) {
   all.clear();
   expanded.clear();
   absorbed.clear();
   runs.clear();
+  positions.clear();
+  padding.clear();
   expanded_rows = absorbed_rows = 0;
-  for (const StepSequence& sequence : step.sequences) {
-    const int64_t expanded_count =
-        std::clamp<int64_t>(sequence.expanded_until - sequence.first_position, 0, sequence.row_count);
-    const int64_t absorbed_count = sequence.row_count - expanded_count;
+  for (const StepSequence& sequence : step.sequences)
     all.push_back({sequence.pages, sequence.first_position, sequence.row_begin, sequence.row_count});
-    if (expanded_count > 0) {
-      expanded.push_back({sequence.pages, sequence.first_position, sequence.row_begin, expanded_count});
-      expanded_rows += expanded_count;
+
+  // Spans of rows of one sequence and form whose positions are equally far apart.
+  const int64_t rows = own.empty() ? step.rows() : std::ssize(own);
+  positions.assign(rows, 0);
+  size_t at = 0;  // the sequence of the last row; rows ascend, except that zigzag's second block follows its first
+  AttentionSpan span;
+  bool span_expanded = false;
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t step_row = own.empty() ? row : own[row];
+    if (at < all.size() && step_row < all[at].row_begin) at = 0;
+    while (at < all.size() && step_row >= all[at].row_begin + all[at].row_count) ++at;
+    if (at == all.size()) {
+      padding.push_back(row);
+      at = 0;
+      continue;
     }
-    if (absorbed_count > 0) {
-      const int64_t row_begin = sequence.row_begin + expanded_count;
-      absorbed.push_back({sequence.pages, sequence.first_position + expanded_count, absorbed_rows, absorbed_count});
-      if (!runs.empty() && runs.back().row_begin + runs.back().row_count == row_begin)
-        runs.back().row_count += absorbed_count;
-      else
-        runs.push_back({row_begin, absorbed_rows, absorbed_count});
-      absorbed_rows += absorbed_count;
+    const int64_t position = all[at].position(step_row - all[at].row_begin);
+    const bool is_expanded = position < step.sequences[at].expanded_until;
+    positions[row] = static_cast<int32_t>(position);
+    const bool same = span.row_count > 0 && span.row_begin + span.row_count == row &&
+                      span.pages.data() == all[at].pages.data() && span_expanded == is_expanded;
+    const int64_t distance = position - span.position(span.row_count - 1);
+    if (same && distance > 0 && (span.row_count == 1 || distance == span.position_step)) {
+      span.position_step = distance;
+      ++span.row_count;
+      continue;
     }
+    add(span, span_expanded);
+    span = {all[at].pages, position, row, 1};
+    span_expanded = is_expanded;
   }
+  add(span, span_expanded);
+}
+
+void MlaRows::add(AttentionSpan span, bool is_expanded) {
+  if (span.row_count == 0) return;
+  if (span.row_count == 1) span.position_step = 1;
+  if (is_expanded) {
+    expanded.push_back(span);
+    expanded_rows += span.row_count;
+    return;
+  }
+  if (!runs.empty() && runs.back().row_begin + runs.back().row_count == span.row_begin)
+    runs.back().row_count += span.row_count;
+  else
+    runs.push_back({span.row_begin, absorbed_rows, span.row_count});
+  span.row_begin = absorbed_rows;
+  absorbed.push_back(span);
+  absorbed_rows += span.row_count;
 }
 
 MlaAttention::MlaAttention(const ModelConfig& config, int64_t heads, kernels::Activation activation)
@@ -150,13 +184,14 @@ void MlaAttention::attend_absorbed(const Context& context, const MlaWeights& wei
                          token_range(out, run.row_begin, run.row_count));
 }
 
-void MlaAttention::attend(const Context& context, const MlaWeights& weights, std::span<const int32_t> positions,
-                          const MlaRows& rows, const LatentCache& cache, Rows projected, Rows y) const {
-  const QueriesAndLatents made = finish_projection(context, weights, positions, projected);
-  kernels::store_latents(context, made.latent, rows.all, cache);
+void MlaAttention::attend(const Context& context, const MlaWeights& weights, const MlaRows& rows,
+                          const LatentCache& cache, Rows projected, const AllLatents& all_latents, Rows y) const {
+  const QueriesAndLatents made = finish_projection(context, weights, rows.positions, projected);
+  kernels::store_latents(context, all_latents ? all_latents(made.latent) : made.latent, rows.all, cache);
 
   const Rows out = scratch::rows(context, scratch::kHeadOut, y.rows, heads_ * v_);
   const HeadRows head_out = as_heads(out, heads_);
+  for (const int64_t row : rows.padding) std::fill_n(out.row(row), out.cols, 0.0f);
   if (rows.expanded_rows > 0)
     kernels::attend_expanded(context, made.query, cache, weights.kv_b, nope_, rows.expanded, softmax_scale_, head_out);
   if (rows.absorbed_rows > 0) attend_absorbed(context, weights, rows, cache, made.query, head_out);

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -24,21 +25,28 @@ namespace plait {
 // How the rows of one step attend: those below their sequence's expanded_until in expanded form, the others absorbed.
 // Refers to the step's page tables. assign() reuses the memory of the step before.
 struct MlaRows {
-  void assign(const Step& step);
+  // Rows of the buffer that attends: `own[i]` is the step's row that stands there, one that no sequence has if it pads.
+  // Empty: the step's rows as they are.
+  void assign(const Step& step, std::span<const int64_t> own);
 
   // Consecutive absorbed rows; they are computed on compact buffers, without the expanded rows between them.
   struct AbsorbedRun {
-    int64_t row_begin = 0;      // in the step
+    int64_t row_begin = 0;      // in the buffer
     int64_t compact_begin = 0;  // among the absorbed rows
     int64_t row_count = 0;
   };
 
-  std::vector<kernels::AttentionSpan> all;       // one per sequence
-  std::vector<kernels::AttentionSpan> expanded;  // row_begin in the step
+  std::vector<kernels::AttentionSpan> all;       // one per sequence; row_begin in the step
+  std::vector<kernels::AttentionSpan> expanded;  // row_begin in the buffer
   std::vector<kernels::AttentionSpan> absorbed;  // row_begin among the absorbed rows
   std::vector<AbsorbedRun> runs;
   int64_t expanded_rows = 0;
   int64_t absorbed_rows = 0;
+  std::vector<int32_t> positions;  // [rows of the buffer]; 0 where it pads
+  std::vector<int64_t> padding;    // rows of the buffer that no sequence has, ascending
+
+ private:
+  void add(kernels::AttentionSpan span, bool is_expanded);
 };
 
 class MlaAttention {
@@ -55,9 +63,12 @@ class MlaAttention {
   int64_t projection_width() const { return query_rows_ + latent_ + rope_; }
   void project(const kernels::Context& context, const MlaWeights& weights, ConstRows x, Rows y) const;
   // projected: what project() made, changed in place; y: [rows, hidden]. Stores the rows' latents in `cache`, then
-  // attends.
-  void attend(const kernels::Context& context, const MlaWeights& weights, std::span<const int32_t> positions,
-              const MlaRows& rows, const kernels::LatentCache& cache, Rows projected, Rows y) const;
+  // attends. Padding rows get zeros.
+  // `all_latents` gets the latents of the own rows and returns those of all the step's rows, [rows, latent + rope], in
+  // the step's order; empty: they are the same.
+  using AllLatents = std::function<ConstRows(ConstRows own)>;
+  void attend(const kernels::Context& context, const MlaWeights& weights, const MlaRows& rows,
+              const kernels::LatentCache& cache, Rows projected, const AllLatents& all_latents, Rows y) const;
 
   // Most scratch of forward() itself, and of the attention kernels, whatever forms the rows take.
   size_t scratch_bytes(int64_t rows) const;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -14,6 +15,7 @@
 #include "checkpoint/model_config.h"
 #include "checkpoint/weight_loader.h"
 #include "kernels/context.h"
+#include "layout/norm_place.h"
 #include "model/kv_spec.h"
 #include "model/shard.h"
 #include "model/step.h"
@@ -62,9 +64,6 @@ struct StepCost {
   double flops = 0;
 };
 
-// Where a norm stands.
-enum class NormPlace : uint8_t { kAttention, kFeedForward, kHead };
-
 // The stages of a forward pass, on the rows and the part of the model that one rank holds. They communicate with
 // nobody: where rows are needed and which sums are owed is the plan's knowledge (layout/), and whoever carries out the
 // plan moves rows between stages. Rows are [rows, hidden] unless said otherwise; layers count from the model's first.
@@ -72,8 +71,9 @@ class ModelStages {
  public:
   virtual ~ModelStages() = default;
 
-  // Before the others, once per step; refers to the step until the next one.
-  virtual void begin_step(const Step& step) = 0;
+  // Before the others, once per step; refers to the step until the next one. `own`: the step's rows that this rank
+  // attends for, in the order of its buffers, with rows past the step's end where they pad; empty: all, as they are.
+  virtual void begin_step(const Step& step, std::span<const int64_t> own) = 0;
   // Owes a sum if the vocabulary is divided.
   virtual void embed(const kernels::Context& context, std::span<const int32_t> token_ids, Rows y) = 0;
   virtual void norm(const kernels::Context& context, NormPlace place, int64_t layer, ConstRows residual, Rows y) = 0;
@@ -85,9 +85,12 @@ class ModelStages {
   virtual int64_t projection_width() const = 0;
   virtual bool projection_is_shared() const = 0;
   virtual void project(const kernels::Context& context, int64_t layer, ConstRows x, Rows y) = 0;
-  // Second half, of the step's own rows. `projected` is changed in place. Owes a sum if heads are divided.
-  virtual void attention(const kernels::Context& context, int64_t layer, const Step& step, const KvMemory& kv,
-                         Rows projected, Rows y) = 0;
+  // Second half, of the rank's own rows. `projected` is changed in place. Owes a sum if heads are divided.
+  // `all_cache_rows` gets what the own rows leave in the cache and returns it for all the step's rows, in the step's
+  // order; empty: the own rows are all.
+  using AllCacheRows = std::function<ConstRows(ConstRows own)>;
+  virtual void attention(const kernels::Context& context, int64_t layer, const KvMemory& kv, Rows projected,
+                         const AllCacheRows& all_cache_rows, Rows y) = 0;
   virtual bool has_experts(int64_t layer) const = 0;
   // Layers without experts. Owes a sum if the width is divided.
   virtual void dense(const kernels::Context& context, int64_t layer, ConstRows x, Rows y) = 0;
@@ -96,6 +99,9 @@ class ModelStages {
   virtual Routing route(const kernels::Context& context, int64_t layer, ConstRows x) = 0;
   virtual void shared(const kernels::Context& context, int64_t layer, ConstRows x, Rows y) = 0;
   virtual void routed(const kernels::Context& context, int64_t layer, const Routing& routing, ConstRows x, Rows y) = 0;
+  // y = expert(x) for rows that were sent to this rank's experts: those of local expert e begin at first_row[e].
+  virtual void expert_rows(const kernels::Context& context, int64_t layer, ConstRows x,
+                           std::span<const int64_t> first_row, std::span<const int64_t> row_count, Rows y) = 0;
   // logits: [rows, local part of the vocabulary]
   virtual void logits(const kernels::Context& context, ConstRows x, Rows logits) = 0;
 };

@@ -159,7 +159,7 @@ Simulator::Rows Simulator::slice(const Rows& x, const Placement& placement, cons
 // --- stages that work row by row
 
 NormedRows<Simulator::Rows> Simulator::add_norm(Complete<Rows> delta, std::optional<Complete<Rows>> residual,
-                                                const StageStep&) {
+                                                const StageStep&, int64_t) {
   const Layout layout = delta.layout();
   Rows sum = residual ? add(std::move(delta), *residual) : std::move(delta).take();
   Rows normed = sum;
@@ -169,10 +169,10 @@ NormedRows<Simulator::Rows> Simulator::add_norm(Complete<Rows> delta, std::optio
 }
 
 NormedRows<Simulator::Rows> Simulator::all_reduce_add_norm(PartialSum<Rows> delta, Complete<Rows> residual,
-                                                           const FusedAllReduceAddNorm& fused) {
+                                                           const FusedAllReduceAddNorm& fused, int64_t layer) {
   const Layout layout = delta.layout();
   Complete<Rows> sum(all_reduce(std::move(delta), fused.all_reduce), layout);
-  return add_norm(std::move(sum), std::move(residual), fused.add_norm);
+  return add_norm(std::move(sum), std::move(residual), fused.add_norm, layer);
 }
 
 Simulator::Rows Simulator::add(Complete<Rows> x, const Complete<Rows>& y) {

@@ -49,9 +49,10 @@ class Simulator {
   Rows reduce_scatter(PartialSum<Rows> x, const Collective& collective);
   Rows all_gather(Complete<Rows> x, const Collective& collective);
   Rows slice(const Rows& x, const Placement& placement, const Collective& collective);
-  NormedRows<Rows> add_norm(Complete<Rows> delta, std::optional<Complete<Rows>> residual, const StageStep& step);
+  NormedRows<Rows> add_norm(Complete<Rows> delta, std::optional<Complete<Rows>> residual, const StageStep& step,
+                            int64_t layer);
   NormedRows<Rows> all_reduce_add_norm(PartialSum<Rows> delta, Complete<Rows> residual,
-                                       const FusedAllReduceAddNorm& fused);
+                                       const FusedAllReduceAddNorm& fused, int64_t layer);
   Rows rowwise(Complete<Rows> x, const StageStep& step, int64_t layer);
   Rows anchored(Complete<Rows> x, const StageStep& step, int64_t layer);
   Rows embed(const StageStep& step);

@@ -15,11 +15,11 @@ using Owing = PartialSum<Rows>;
 
 template <typename Backend, typename Delta>
 concept CanNorm = requires(Backend backend, Delta delta, std::optional<Done> residual, StageStep step) {
-  backend.add_norm(std::move(delta), residual, step);
+  backend.add_norm(std::move(delta), residual, step, 0);
 };
 template <typename Backend, typename Delta>
 concept CanFuse = requires(Backend backend, Delta delta, Done residual, FusedAllReduceAddNorm fused) {
-  backend.all_reduce_add_norm(std::move(delta), residual, fused);
+  backend.all_reduce_add_norm(std::move(delta), residual, fused, 0);
 };
 template <typename Backend, typename Delta>
 concept CanReduce = requires(Backend backend, Delta delta, Collective collective) {

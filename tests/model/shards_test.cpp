@@ -52,7 +52,7 @@ class Stage {
   // In: the residual after the stage before, empty for the first. Out: the residual, or the logits of the last.
   Values run(const Step& step, Values residual) {
     const int64_t rows = step.rows(), hidden = config_.hidden_size;
-    for (const auto& rank : ranks_) rank->model().begin_step(step);
+    for (const auto& rank : ranks_) rank->model().begin_step(step, {});
     if (is_first_)
       residual = sum(division_.embedding, rows, hidden,
                      [&](ModelRunner& rank, Rows y) { rank.model().embed(rank.context(), step.token_ids, y); });
@@ -66,7 +66,7 @@ class Stage {
         Values projected(rows * rank.model().projection_width());
         const Rows projected_rows(projected.data(), rows, rank.model().projection_width());
         rank.model().project(rank.context(), layer, normed_rows, projected_rows);
-        rank.model().attention(rank.context(), layer, step, rank.kv(), projected_rows, y);
+        rank.model().attention(rank.context(), layer, rank.kv(), projected_rows, {}, y);
       });
       first.model().add_norm(first.context(), NormPlace::kFeedForward, layer, ConstRows(delta.data(), rows, hidden),
                              residual_rows, normed_rows);

@@ -65,7 +65,7 @@ TEST(MlaRows, SplitSequencesAtTheEndOfTheirPrompt) {
   const Step step = std::move(builder).build();
   MlaRows rows;
   for (int repetition = 0; repetition < 2; ++repetition) {  // memory of the step before is reused
-    rows.assign(step);
+    rows.assign(step, {});
     ASSERT_EQ(rows.all.size(), 5u);
     EXPECT_EQ(rows.expanded_rows, 8);
     EXPECT_EQ(rows.absorbed_rows, 6);

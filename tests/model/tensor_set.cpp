@@ -138,7 +138,12 @@ std::vector<double> TensorSet::values(const std::string& name) const {
 }
 
 Status TensorSet::load(Model& model) const {
-  for (const WeightRequest& request : model.weight_requests()) {
+  PLAIT_RETURN_IF_ERROR(load(model.weight_requests()));
+  return model.finish_loading();
+}
+
+Status TensorSet::load(std::span<const WeightRequest> requests) const {
+  for (const WeightRequest& request : requests) {
     if (!has(request.name)) return corrupt("missing tensor " + request.name);
     const TestTensor& tensor = get(request.name);
     if (tensor.shape != request.shape) return corrupt("wrong shape of " + request.name);
@@ -154,7 +159,7 @@ Status TensorSet::load(Model& model) const {
     if (!request.write) continue;
     if (auto status = request.write(source); status.has_error()) return std::move(status).error().within(request.name);
   }
-  return model.finish_loading();
+  return {};
 }
 
 }  // namespace plait::testing

@@ -45,6 +45,7 @@ class TensorSet {
 
   // Does the loader's work, on one thread: every request is written from the tensor of its name.
   Status load(Model& model) const;
+  Status load(std::span<const WeightRequest> requests) const;
 
  private:
   std::map<std::string, TestTensor> tensors_;

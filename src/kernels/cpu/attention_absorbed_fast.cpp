@@ -254,7 +254,7 @@ void attend_absorbed(const Context& context, HeadRows q, const LatentCache& cach
   std::vector<Query> queries;
   for (const AttentionSpan& span : spans)
     for (int64_t i = 0; i < span.row_count; ++i)
-      queries.push_back({.span = &span, .token = span.row_begin + i, .position = span.first_position + i});
+      queries.push_back({.span = &span, .token = span.row_begin + i, .position = span.position(i)});
   AbsorbedAttention attention(context, q, cache, scale, out);
   for (std::span<Query> rest = queries; !rest.empty();) rest = rest.subspan(attention.run_wave(rest));
 }

@@ -29,7 +29,7 @@ class ExpandedAttention {
   }
 
   void run(const AttentionSpan& span) {
-    const int64_t length = span.first_position + span.row_count;  // tokens that the last row sees
+    const int64_t length = span.length();
     Workspace& workspace = *context_.workspace;
     const int64_t stretch = std::min(stretch_tokens_, (length + kKeyTileTokens - 1) / kKeyTileTokens * kKeyTileTokens);
     latents_ = workspace.get_array<float>(kSlotLatents, stretch * cache_.row_width());
@@ -122,8 +122,13 @@ class ExpandedAttention {
   void run_block(const AttentionSpan& span, int64_t row, int64_t query_block, int64_t head, int64_t first,
                  int64_t tokens, float* scratch) const {
     const int64_t rows = std::min(query_block, span.row_count - row);
-    const int64_t position = span.first_position + row;  // of the first row
-    if (position + rows - 1 < first) return;
+    const auto position = [&](int64_t i) { return span.position(row + i); };  // of the block's row i
+    // The first of the block's rows that sees `token`.
+    const auto first_to_see = [&](int64_t token) {
+      const int64_t missing = std::max<int64_t>(token - position(0), 0);
+      return (missing + span.position_step - 1) / span.position_step;
+    };
+    if (position(rows - 1) < first) return;
     float* queries = scratch;                                  // [rows, query_stride]
     float* values = queries + kMaxQueryBlock * query_stride_;  // [rows, value_stride]
     float* scores = values + kMaxQueryBlock * value_stride_;   // [rows, kKeyTileTokens]
@@ -137,12 +142,12 @@ class ExpandedAttention {
     float* maximum = maximum_ + head * span.row_count + row;
     float* sum = sum_ + head * span.row_count + row;
 
-    for (int64_t begin = first; begin < std::min(first + tokens, position + rows); begin += kKeyTileTokens) {
+    for (int64_t begin = first; begin < std::min(first + tokens, position(rows - 1) + 1); begin += kKeyTileTokens) {
       const Tile keys = tile((begin - first) / kKeyTileTokens, head);
       const int64_t end = std::min(begin + kKeyTileTokens, first + tokens);
-      const int64_t blind = std::max<int64_t>(begin - position, 0);  // rows that see nothing of this tile
+      const int64_t blind = first_to_see(begin);  // rows before it see nothing of this tile
       int32_t visible[kMaxQueryBlock];
-      for (int64_t i = blind; i < rows; ++i) visible[i] = static_cast<int32_t>(std::min(position + i + 1, end) - begin);
+      for (int64_t i = blind; i < rows; ++i) visible[i] = static_cast<int32_t>(std::min(position(i) + 1, end) - begin);
       kernels_.product({.a = queries + blind * query_stride_,
                         .a_stride = query_stride_,
                         .rows = rows - blind,
@@ -173,10 +178,10 @@ class ExpandedAttention {
                         .columns = padded_width(out_.width),
                         .accumulate = true});
     }
-    for (int64_t i = std::max<int64_t>(first - position, 0); i < rows; ++i) {  // earlier rows were finished before
+    for (int64_t i = first_to_see(first); i < rows; ++i) {  // earlier rows were finished before
       float* out = out_.at(span.row_begin + row + i, head);
       const float* seen = values + i * value_stride_;
-      if (position + i < first + tokens)
+      if (position(i) < first + tokens)
         kernels_.finish(seen, sum[i], out, out_.width);
       else
         std::copy_n(seen, out_.width, out);

@@ -75,7 +75,7 @@ void store_latents(const Context&, ConstRows latent, std::span<const AttentionSp
   for (const AttentionSpan& span : spans) {
     for (int64_t i = 0; i < span.row_count; ++i) {
       const float* source = latent.row(span.row_begin + i);
-      std::byte* row = cached_row(cache, span.pages, span.first_position + i);
+      std::byte* row = cached_row(cache, span.pages, span.position(i));
       if (cache.dtype == DType::kF32)
         std::copy_n(source, latent.cols, reinterpret_cast<float*>(row));
       else
@@ -97,7 +97,7 @@ void attend_absorbed(const Context&, HeadRows q, const LatentCache& cache, std::
       const int64_t token = span.row_begin + i;
       std::vector<OnlineSoftmax> seen(q.heads);
       for (int64_t h = 0; h < q.heads; ++h) std::fill_n(out.at(token, h), out.width, 0.0f);
-      for_each_tile(span.first_position + i + 1, [&](int64_t first, int64_t count) {
+      for_each_tile(span.position(i) + 1, [&](int64_t first, int64_t count) {
         load_tile(cache, span.pages, first, count, latents.data());
         for (int64_t h = 0; h < q.heads; ++h)
           attend_tile(q.at(token, h), tile, count, scale, seen[h], out.at(token, h));
@@ -118,7 +118,7 @@ void attend_expanded(const Context& context, HeadRows q, const LatentCache& cach
     for (int64_t i = 0; i < span.row_count; ++i)
       for (int64_t h = 0; h < q.heads; ++h) std::fill_n(out.at(span.row_begin + i, h), out.width, 0.0f);
 
-    for_each_tile(span.first_position + span.row_count, [&](int64_t first, int64_t count) {
+    for_each_tile(span.length(), [&](int64_t first, int64_t count) {
       load_tile(cache, span.pages, first, count, latents.data());
       const ConstRows rows(latents.data(), count, cache.row_width());
       const Rows key_values(expanded.data(), count, kv_b.out_features());
@@ -128,7 +128,7 @@ void attend_expanded(const Context& context, HeadRows q, const LatentCache& cach
                            .rope_keys = rows.slice_cols(cache.latent_width, cache.rope_width),
                            .values = key_values.slice_cols(h * head_width + nope_width, out.width)};
         for (int64_t i = 0; i < span.row_count; ++i) {
-          const int64_t visible = std::clamp<int64_t>(span.first_position + i + 1 - first, 0, count);
+          const int64_t visible = std::clamp<int64_t>(span.position(i) + 1 - first, 0, count);
           const int64_t token = span.row_begin + i;
           attend_tile(q.at(token, h), tile, visible, scale, seen[i * q.heads + h], out.at(token, h));
         }

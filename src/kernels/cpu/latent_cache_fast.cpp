@@ -10,7 +10,7 @@ void store_latents(const Context& context, ConstRows latent, std::span<const Att
     context.pool->parallel_for(span.row_count, rows_per_chunk(latent.cols), [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i)
         kernels.store_row(latent.row(span.row_begin + i), latent.cols, cache.dtype,
-                          cached_row(cache, span.pages, span.first_position + i));
+                          cached_row(cache, span.pages, span.position(i)));
     });
   }
 }

@@ -1,0 +1,287 @@
+#include "engine/rank_team.h"
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "base/assert.h"
+#include "base/thread_pool.h"
+#include "layout/planner.h"
+#include "model/model_facts.h"
+#include "topology/rules.h"
+
+namespace plait {
+
+struct RankTeam::Rank {
+  int index = 0;
+  RankCoordinates at;
+  std::unique_ptr<Model> model;
+  std::unique_ptr<ThreadPool> pool;
+  kernels::Workspace workspace;
+  std::optional<KvPool> kv;
+  std::map<uint32_t, comm::Communicator> groups;  // by axes
+  std::optional<comm::Communicator> pipeline;
+  std::unique_ptr<comm::ExpertExchange> exchange;
+  std::optional<RankBackend> backend;
+  std::thread thread;
+};
+
+ModelShard shard_of(const Topology& topology, const ModelFacts& facts, int rank) {
+  const ParallelConfig& config = topology.config();
+  const RankCoordinates at = topology.coordinates(rank);
+  const int stages = config.pp_size;
+  ModelShard shard;
+  int64_t begin = 0;
+  while (begin < facts.layers && stage_of_layer(begin, facts.layers, stages) < at.pp) ++begin;
+  int64_t end = begin;
+  while (end < facts.layers && stage_of_layer(end, facts.layers, stages) == at.pp) ++end;
+  shard.layers = {begin, at.pp + 1 == stages ? std::numeric_limits<int64_t>::max() : end};
+  const ShardPart attn_tp{at.attn_tp, config.attn_tp_size()};
+  shard.heads = attn_tp;
+  shard.embedding = attn_tp;
+  shard.dense_width = {at.dense_tp, config.dense_tp_size()};
+  shard.experts = {at.moe_ep, config.ep_size};
+  shard.expert_width = {at.moe_tp, config.moe_tp_size()};
+  if (shares_shared_expert(config, facts))
+    shard.shared_width = {at.moe_ep * config.moe_tp_size() + at.moe_tp, config.moe_block_size()};
+  shard.head = config.enable_dp_lm_head ? attn_tp : ShardPart{at.tp, config.tp_size};
+  return shard;
+}
+
+Result<std::unique_ptr<RankTeam>> RankTeam::create(const ModelConfig& config, const TeamOptions& options) {
+  std::unique_ptr<RankTeam> team(new RankTeam(config, options, Topology(options.parallel)));
+  ModelFacts facts = model_facts(config);
+  facts.activation_bytes = sizeof(float);  // as CPU ranks keep and exchange them
+  for (const bool context_parallel : {false, true}) {
+    if (context_parallel && options.parallel.attn_cp_size == 1) continue;
+    const StepForm form{.context_parallel = context_parallel};
+    PLAIT_ASSIGN_OR_RETURN(Plan plan, make_plan(team->topology_, facts, form));
+    team->programs_.push_back(make_program(std::move(plan)));
+  }
+  for (int index = 0; index < team->topology_.world(); ++index) PLAIT_RETURN_IF_ERROR(team->add_rank(index));
+  const int cores = options.threads > 0 ? options.threads : usable_cores();
+  const int each = std::max(1, cores / team->topology_.world());
+  for (const auto& rank : team->ranks_) {
+    rank->pool = std::make_unique<ThreadPool>(each);
+    rank->thread = std::thread([&team = *team, &rank = *rank] { team.work(rank); });
+  }
+  return team;
+}
+
+RankTeam::RankTeam(const ModelConfig& config, const TeamOptions& options, Topology topology)
+    : config_(config),
+      options_(options),
+      topology_(std::move(topology)),
+      world_(comm::World::local(topology_.world())) {}
+
+// A rank without weights, and its seats in the groups that some plan needs.
+Status RankTeam::add_rank(int index) {
+  auto rank = std::make_unique<Rank>();
+  rank->index = index;
+  rank->at = topology_.coordinates(index);
+  ModelOptions own = options_.model;
+  own.shard = shard_of(topology_, plan().facts, index);
+  PLAIT_ASSIGN_OR_RETURN(rank->model, make_model(config_, own));
+  for (const Program& program : programs_)
+    for (const AxisSet axes : program.plan.groups()) {
+      if (rank->groups.contains(axes.bits())) continue;
+      std::vector<int> members = program.plan.axes.group(axes, rank->at.tp);
+      for (int& member : members) member += rank->at.pp * options_.parallel.tp_size;
+      const std::string name =
+          fmt::format("{} of stage {} from rank {}", program.plan.axes.group_name(axes), rank->at.pp, members.front());
+      PLAIT_ASSIGN_OR_RETURN(comm::Communicator group, world_->communicator(name, members, index));
+      rank->groups.emplace(axes.bits(), std::move(group));
+    }
+  PLAIT_RETURN_IF_ERROR(add_exchange(*rank));
+  if (options_.parallel.pp_size > 1) {
+    const GroupView stages = topology_.group(GroupKind::kPp, index);
+    const std::string name = fmt::format("pipeline from rank {}", stages.ranks.front());
+    PLAIT_ASSIGN_OR_RETURN(comm::Communicator group, world_->communicator(name, stages.ranks, index));
+    rank->pipeline.emplace(std::move(group));
+  }
+  ranks_.push_back(std::move(rank));
+  return {};
+}
+
+Status RankTeam::add_exchange(Rank& rank) {
+  const AxisSet experts = plan().axes.experts();
+  if (options_.parallel.moe_a2a_backend == MoeA2a::kNone || experts.empty() || plan().facts.experts == 0) return {};
+  // Inputs of products are rounded to bfloat16 anyway, unless they compute in float32.
+  const bool exact = options_.model.activation == kernels::Activation::kFloat32;
+  const bool low_latency = options_.parallel.deepep_mode != DeepepMode::kNormal;
+  const comm::ExpertExchangeOptions wanted{.hidden = plan().facts.hidden,
+                                           .experts = static_cast<int>(plan().facts.experts),
+                                           .top_k = static_cast<int>(plan().facts.experts_per_token),
+                                           .payload = exact ? DType::kF32 : DType::kBF16,
+                                           .capacity_tokens = low_latency ? options_.low_latency_tokens : 0};
+  PLAIT_ASSIGN_OR_RETURN(rank.exchange, comm::ExpertExchange::make(wanted, rank.groups.at(experts.bits())));
+  return {};
+}
+
+// The low-latency form for decoding, where every rank's rows fit it: a function of agreed counts alone.
+comm::ExchangeForm RankTeam::exchange_form(bool any_prefill) const {
+  switch (options_.parallel.deepep_mode) {
+    case DeepepMode::kNormal:
+      return comm::ExchangeForm::kNormal;
+    case DeepepMode::kLowLatency:
+      return comm::ExchangeForm::kLowLatency;
+    case DeepepMode::kAuto:
+      break;
+  }
+  const int64_t most = *std::max_element(step_.rows.padded_rows.begin(), step_.rows.padded_rows.end());
+  const bool fits = most <= options_.low_latency_tokens;
+  return fits && !any_prefill ? comm::ExchangeForm::kLowLatency : comm::ExchangeForm::kNormal;
+}
+
+RankTeam::Program RankTeam::make_program(Plan plan) {
+  Program program{std::move(plan), {}};
+  for (size_t i = 0; i < program.plan.segments.size(); ++i)
+    if (program.plan.segments[i].kind == SegmentKind::kStageBoundary)
+      program.boundaries.emplace(static_cast<int>(i), split(program.plan.segments[i]));
+  return program;
+}
+
+// What stands before the send, and it, is the sender's; what follows is the receiver's.
+RankTeam::Boundary RankTeam::split(const Segment& segment) {
+  Boundary boundary;
+  boundary.sender = boundary.receiver = segment;
+  const auto send = std::find_if(segment.steps.begin(), segment.steps.end(), [](const PlanStep& step) {
+    const auto* stage = std::get_if<StageStep>(&step);
+    return stage && stage->stage.kind == StageKind::kSendReceive;
+  });
+  PLAIT_ASSERT(send != segment.steps.end(), "pipeline stages meet in a send");
+  boundary.send = std::get<StageStep>(*send);
+  boundary.sender.steps.assign(segment.steps.begin(), std::next(send));
+  boundary.receiver.steps.assign(std::next(send), segment.steps.end());
+  return boundary;
+}
+
+RankTeam::~RankTeam() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  begin_.notify_all();
+  for (const auto& rank : ranks_)
+    if (rank->thread.joinable()) rank->thread.join();
+}
+
+std::vector<WeightRequest> RankTeam::weight_requests() {
+  std::vector<std::vector<WeightRequest>> of_ranks;
+  for (const auto& rank : ranks_) of_ranks.push_back(rank->model->weight_requests());
+  return merge_requests(std::move(of_ranks));
+}
+
+Status RankTeam::finish_loading() {
+  for (const auto& rank : ranks_) PLAIT_RETURN_IF_ERROR(rank->model->finish_loading());
+  return {};
+}
+
+void RankTeam::allocate_kv(int64_t pages, int64_t page_tokens, int64_t sequences) {
+  for (const auto& rank : ranks_) {
+    rank->kv.emplace(rank->model->kv_spec(), pages, page_tokens, sequences);
+    const kernels::Context context{rank->pool.get(), &rank->workspace, options_.model.implementation,
+                                   options_.model.activation};
+    rank->backend.emplace(RankBackend::Parts{
+        .model = rank->model.get(),
+        .config = &config_,
+        .kv = &rank->kv->memory(),
+        .context = context,
+        .groups = [&rank = *rank](AxisSet axes) -> comm::Communicator& { return rank.groups.at(axes.bits()); },
+        .exchange = rank->exchange.get(),
+        .pipeline = rank->pipeline ? &*rank->pipeline : nullptr,
+        .pipeline_stage = rank->at.pp,
+        .rank = rank->at.tp});
+  }
+}
+
+Model& RankTeam::model_of(int rank) {
+  return *ranks_[rank]->model;
+}
+
+Status RankTeam::run(std::span<const Step> of_dp_ranks, const UseLogits& use, TeamObserver* observer) {
+  PLAIT_ASSERT(std::ssize(of_dp_ranks) == options_.parallel.attn_dp_size(), "a step for each data-parallel rank");
+  std::vector<int64_t> rows, logit_rows;
+  bool any_prefill = false;
+  for (const Step& step : of_dp_ranks) {
+    rows.push_back(step.rows());
+    logit_rows.push_back(std::ssize(step.logit_rows));
+    any_prefill |= step.mode == StepMode::kPrefill || step.mode == StepMode::kMixed;
+  }
+  if (std::all_of(rows.begin(), rows.end(), [](int64_t count) { return count == 0; })) return {};
+
+  program_ = &programs_[uses_context_parallel(options_.parallel, rows) ? 1 : 0];
+  const RowAlignment alignment = program_->plan.alignment();
+  const PaddingMode mode = options_.padding.value_or(choose_padding_mode(rows, alignment, any_prefill, false));
+  padded_.assign(of_dp_ranks.begin(), of_dp_ranks.end());
+  step_.sequence_number = of_dp_ranks.front().sequence_number;
+  step_.rows = pad_rows(std::move(rows), alignment, mode);
+  step_.logit_rows = pad_rows(std::move(logit_rows), {.shards = alignment.shards}, mode);
+  for (size_t dp = 0; dp < padded_.size(); ++dp) {
+    padded_[dp].true_rows = step_.rows.true_rows;
+    padded_[dp].padded_rows = step_.rows.padded_rows;
+    padded_[dp].token_ids.resize(step_.rows.padded_rows[dp], 0);
+    padded_[dp].positions.resize(step_.rows.padded_rows[dp], 0);
+  }
+  step_.of_dp_ranks = padded_;
+  step_.exchange_form = exchange_form(any_prefill);
+  use_ = &use;
+  observer_ = observer;
+
+  std::unique_lock lock(mutex_);
+  if (failure_) return *failure_;
+  busy_ = static_cast<int>(ranks_.size());
+  ++steps_begun_;
+  begin_.notify_all();
+  end_.wait(lock, [&] { return busy_ == 0; });
+  if (failure_) return *failure_;
+  return {};
+}
+
+// A rank's thread.
+void RankTeam::work(Rank& rank) {
+  uint64_t done = 0;
+  std::unique_lock lock(mutex_);
+  while (true) {
+    begin_.wait(lock, [&] { return stopping_ || steps_begun_ > done; });
+    if (stopping_) return;
+    done = steps_begun_;
+    lock.unlock();
+    std::optional<Error> failure;
+    try {
+      run_step(rank);
+    } catch (const RankFailure& why) {
+      failure = why.error;
+    }
+    lock.lock();
+    // The rank that noticed says more than those that were cancelled because of it.
+    if (failure && (!failure_ || failure_->kind == ErrorKind::kCancelled)) failure_ = std::move(failure);
+    if (--busy_ == 0) end_.notify_all();
+  }
+}
+
+void RankTeam::run_step(Rank& rank) {
+  RankBackend& backend = *rank.backend;
+  const Plan& plan = program_->plan;
+  backend.begin(plan, step_, observer_ ? observer_->of_rank(rank.index) : nullptr);
+  Stream<RowBlock> stream;
+  PlanWalker walker(backend);
+  for (const ScheduledSegment& at : plan.order) {
+    const Segment& segment = plan.segments[at.segment];
+    if (segment.kind == SegmentKind::kStageBoundary) {
+      const Boundary& boundary = program_->boundaries.at(at.segment);
+      if (at.pipeline_stage == rank.at.pp) walker.walk(boundary.sender, at.layer, stream);
+      if (at.pipeline_stage + 1 != rank.at.pp) continue;
+      stream.delta = backend.receive(boundary.send);
+      walker.walk(boundary.receiver, at.layer, stream);
+    } else if (at.pipeline_stage == rank.at.pp) {
+      walker.walk(segment, at.layer, stream);
+    }
+  }
+  if (rank.at.pp + 1 != options_.parallel.pp_size) return;
+  // One rank of each data-parallel rank hands its rows of logits on.
+  if (rank.at.attn_tp != 0 || rank.at.attn_cp != 0) return;
+  backend.own_logits(stream, [&](ConstRows logits) { (*use_)(rank.at.attn_dp, logits); });
+}
+
+}  // namespace plait

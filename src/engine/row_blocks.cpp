@@ -28,9 +28,8 @@ RowBlock RowArena::take(int64_t rows, int64_t cols) {
     free_.erase(free_.begin() + static_cast<std::ptrdiff_t>(best));
   } else {
     // Nothing fits: the largest free one grows, so that the arena does not keep what became too small.
-    const auto largest = std::max_element(free_.begin(), free_.end(), [](const auto& a, const auto& b) {
-      return a->size_bytes() < b->size_bytes();
-    });
+    const auto largest = std::max_element(
+        free_.begin(), free_.end(), [](const auto& a, const auto& b) { return a->size_bytes() < b->size_bytes(); });
     if (largest != free_.end()) {
       bytes_ -= (*largest)->size_bytes();
       free_.erase(largest);

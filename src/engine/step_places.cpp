@@ -54,8 +54,8 @@ const PieceMove& StepPlaces::pieces(AxisSet apart, AxisSet axes) const {
     move.rows.push_back(shards_.count(member, apart));
     begin += move.rows.back();
   }
-  move.in_order = std::all_of(move.to_block.begin(), move.to_block.end(),
-                              [](const RowCopy& copy) { return copy.from == copy.to; });
+  move.in_order =
+      std::all_of(move.to_block.begin(), move.to_block.end(), [](const RowCopy& copy) { return copy.from == copy.to; });
   return move;
 }
 

@@ -26,8 +26,8 @@ std::vector<RowCopy> pick_rows(std::span<const RowRun> held, std::span<const Row
 
 // A gather or scatter: the pieces of the group's members one after another, in the order of the group.
 struct PieceMove {
-  std::vector<int64_t> rows;     // [members] of each piece
-  bool in_order = false;         // the pieces one after another are the whole block already
+  std::vector<int64_t> rows;      // [members] of each piece
+  bool in_order = false;          // the pieces one after another are the whole block already
   std::vector<RowCopy> to_block;  // from the pieces to the block; unused if in_order
 };
 

@@ -58,12 +58,12 @@ struct StageTraffic {
 struct StageDeclaration {
   StageKind kind = StageKind::kAddNorm;
   NormPlace norm = NormPlace::kAttention;  // of kAddNorm
-  std::optional<Layout> needs;  // absent: works row by row in any layout
-  AxisSet owes;                 // over these axes of the layout that it needs
-  int64_t width = 0;            // elements of a row that it leaves
-  double row_flops = 0;         // of the work that ranks with the same rows repeat
-  bool scales_routed = false;   // multiplies the routed experts' sum by routed_scaling_factor
-  bool adds_shared = false;     // contains the shared expert
+  std::optional<Layout> needs;             // absent: works row by row in any layout
+  AxisSet owes;                            // over these axes of the layout that it needs
+  int64_t width = 0;                       // elements of a row that it leaves
+  double row_flops = 0;                    // of the work that ranks with the same rows repeat
+  bool scales_routed = false;              // multiplies the routed experts' sum by routed_scaling_factor
+  bool adds_shared = false;                // contains the shared expert
   std::vector<StageTraffic> inside;
 };
 

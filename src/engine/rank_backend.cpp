@@ -119,7 +119,7 @@ Activation<RowBlock> RankBackend::receive(const StageStep& send) {
   return activation(std::move(rows), send.out);
 }
 
-void RankBackend::own_logits(const Stream<Rows>& stream, const std::function<void(ConstRows)>& use) const {
+void RankBackend::own_logits(const Stream<Rows>& stream, const std::function<void(plait::Rows)>& use) const {
   const auto& logits = std::get<Complete<Rows>>(*stream.delta);
   const int dp = plan_->axes.place(plan_->axes.attn_dp(), parts_.rank);
   const StepRows& rows = logit_places_->rows();
@@ -127,7 +127,7 @@ void RankBackend::own_logits(const Stream<Rows>& stream, const std::function<voi
   const RowRun own{rows.begin[dp], rows.true_rows[dp]};
   const auto copies = pick_rows(logit_places_->held(logits.layout().sharded), std::array{own});
   PLAIT_ASSERT(copies.size() == 1, "a data-parallel rank's logits lie together");
-  use(ConstRows(logits.rows().view().row(copies.front().from), own.count, logits.rows().cols()));
+  use(plait::Rows(logits.rows().view().row(copies.front().from), own.count, logits.rows().cols()));
 }
 
 // -- Stages --
@@ -287,15 +287,15 @@ RowBlock RankBackend::shared_expert(const Complete<Rows>& x, int64_t layer) {
 RowBlock RankBackend::select_rows(Activation<Rows> delta, std::optional<Complete<Rows>> residual,
                                   const StageStep& step) {
   const Rows& from = summands(delta);
-  const std::vector<RowRun>& held = token_places_->held(step.in.layout.sharded);
-  const std::vector<RowRun>& wanted = logit_places_->held(step.out.layout.sharded);
-  const bool adds_residual = residual.has_value() && plan_->axes.place(step.in.owed, parts_.rank) == 0;
   const StepRows& tokens = token_places_->rows();
   const StepRows& selected = logit_places_->rows();
   Rows out = arena_.take(logit_places_->count(step.out.layout.sharded), from.cols());
   std::fill_n(out.data(), out.elements(), 0.0f);
+  // Of those that hold the same row of the residual one adds it.
+  const bool adds_residual =
+      residual && plan_->axes.place(step.out.owed - residual->layout().sharded, parts_.rank) == 0;
   int64_t to = 0;
-  for (const RowRun& run : wanted)
+  for (const RowRun& run : logit_places_->held(step.out.layout.sharded))
     for (int64_t row = run.begin; row < run.begin + run.count; ++row, ++to) {
       const auto dp = static_cast<size_t>(std::upper_bound(selected.begin.begin(), selected.begin.end(), row) -
                                           selected.begin.begin() - 1);
@@ -304,21 +304,24 @@ RowBlock RankBackend::select_rows(Activation<Rows> delta, std::optional<Complete
       int64_t place = step_->of_dp_ranks[dp].logit_rows[index];
       if (step.in.layout.order == RowOrderKind::kContext) place = context_order(static_cast<int>(dp)).place(place);
       place += tokens.begin[dp];
-      int64_t at = 0;
-      for (const RowRun& own : held) {
-        if (place >= own.begin && place < own.begin + own.count) {
-          std::copy_n(from.view().row(at + place - own.begin), from.cols(), out.view().row(to));
-          if (adds_residual) {
-            const float* add = residual->rows().view().row(at + place - own.begin);
-            for (int64_t j = 0; j < from.cols(); ++j) out.view().row(to)[j] += add[j];
-          }
-          break;
-        }
-        at += own.count;
-      }
+      add_held_row(place, step.in.layout.sharded, from, out.view().row(to));
+      if (adds_residual) add_held_row(place, residual->layout().sharded, residual->rows(), out.view().row(to));
     }
   places_ = &*logit_places_;
   return out;
+}
+
+// y += the row at `place` among the step's tokens, if this rank holds it in that layout.
+void RankBackend::add_held_row(int64_t place, AxisSet sharded, const Rows& rows, float* y) const {
+  int64_t at = 0;
+  for (const RowRun& run : token_places_->held(sharded)) {
+    if (place >= run.begin && place < run.begin + run.count) {
+      const float* row = rows.view().row(at + place - run.begin);
+      for (int64_t j = 0; j < rows.cols(); ++j) y[j] += row[j];
+      return;
+    }
+    at += run.count;
+  }
 }
 
 // The own part of the vocabulary, then everybody's columns side by side.

@@ -60,7 +60,7 @@ class RankBackend {
   // What the pipeline stage before sends in that step of a boundary.
   Activation<Rows> receive(const StageStep& send);
   // After the walk: the logits of this data-parallel rank, if it wanted some.
-  void own_logits(const Stream<Rows>& stream, const std::function<void(ConstRows)>& use) const;
+  void own_logits(const Stream<Rows>& stream, const std::function<void(plait::Rows)>& use) const;
 
   // -- For PlanWalker --
   Rows all_reduce(PartialSum<Rows> x, const Collective& collective);
@@ -88,6 +88,7 @@ class RankBackend {
   Rows experts(const Rows& x, const StageStep& step, AxisSet sharded, int64_t layer);
   void dispatch_to_experts(const Routing& routing, int64_t layer, const Rows& x, Rows& y);
   Rows head(const Rows& x, const StageStep& step);
+  void add_held_row(int64_t place, AxisSet sharded, const Rows& rows, float* y) const;
   void copy(const RowCopy& copy, const Rows& from, Rows& to) const;
   void check(Status status) const;
 

@@ -176,14 +176,14 @@ void DeepseekModel::forward(const Context& context, const Step& step, const KvMe
   const Rows delta = scratch::rows(context, scratch::kDelta, rows, hidden);
   embed(context, step.token_ids, residual);
   for (int64_t index = 0; index < config_.num_hidden_layers; ++index)
-    layer(context, index, step, kv, residual, normed, delta, observer);
+    layer(context, index, kv, residual, normed, delta, observer);
   if (!step.logit_rows.empty()) head(context, step, residual, delta, logits, observer);
 }
 
 // On entry `residual` lacks the last addition of the layer before, which is in `delta`: it is made together with the
 // norm that follows it. On exit the same holds for this layer.
-void DeepseekModel::layer(const Context& context, int64_t index, const Step& step, const KvMemory& kv, Rows residual,
-                          Rows normed, Rows delta, ForwardObserver* observer) {
+void DeepseekModel::layer(const Context& context, int64_t index, const KvMemory& kv, Rows residual, Rows normed,
+                          Rows delta, ForwardObserver* observer) {
   if (index == 0)
     norm(context, NormPlace::kAttention, index, residual, normed);
   else

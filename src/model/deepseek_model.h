@@ -46,8 +46,8 @@ class DeepseekModel : public Model {
  private:
   const LayerWeights& weights_of(int64_t layer) const { return weights_.layers[layer - weights_.first_layer]; }
   const std::vector<float>& norm_weights(NormPlace place, int64_t layer) const;
-  void layer(const kernels::Context& context, int64_t index, const Step& step, const KvMemory& kv, Rows residual,
-             Rows normed, Rows delta, ForwardObserver* observer);
+  void layer(const kernels::Context& context, int64_t index, const KvMemory& kv, Rows residual, Rows normed, Rows delta,
+             ForwardObserver* observer);
   void head(const kernels::Context& context, const Step& step, Rows residual, Rows delta, Rows logits,
             ForwardObserver* observer);
   void add_layer_cost(const LayerWeights& weights, const Step& step, double distinct_experts, StepCost& cost) const;

@@ -167,9 +167,7 @@ RowBlock RankBackend::embed(const StageStep& step) {
   std::vector<int32_t> ids;
   for (const RowRun& run : held)
     for (int64_t row = run.begin; row < run.begin + run.count; ++row) {
-      const auto after = std::upper_bound(rows.begin.begin(), rows.begin.end(), row);
-      // Empty data-parallel ranks share their first row with the next one: the last that begins here has it.
-      const auto dp = static_cast<size_t>(after - rows.begin.begin()) - 1;
+      const size_t dp = rows.dp_of(row);
       int64_t place = row - rows.begin[dp];
       if (step.out.layout.order == RowOrderKind::kContext) place = context_order(static_cast<int>(dp)).batch_row(place);
       ids.push_back(step_->of_dp_ranks[dp].token_ids[place]);
@@ -297,8 +295,7 @@ RowBlock RankBackend::select_rows(Activation<Rows> delta, std::optional<Complete
   int64_t to = 0;
   for (const RowRun& run : logit_places_->held(step.out.layout.sharded))
     for (int64_t row = run.begin; row < run.begin + run.count; ++row, ++to) {
-      const auto dp = static_cast<size_t>(std::upper_bound(selected.begin.begin(), selected.begin.end(), row) -
-                                          selected.begin.begin() - 1);
+      const size_t dp = selected.dp_of(row);
       const int64_t index = row - selected.begin[dp];
       if (index >= selected.true_rows[dp]) continue;
       int64_t place = step_->of_dp_ranks[dp].logit_rows[index];

@@ -61,16 +61,13 @@ const PieceMove& StepPlaces::pieces(AxisSet apart, AxisSet axes) const {
 
 bool StepPlaces::is_padding(int64_t row) const {
   const StepRows& rows = shards_.rows();
-  for (size_t dp = rows.begin.size(); dp-- > 0;) {
-    if (row < rows.begin[dp]) continue;
-    int64_t place = row - rows.begin[dp];
-    if (plan_.form.context_parallel) {
-      const ContextOrder order{plan_.config.strategy(), plan_.config.attn_cp_size, rows.padded_rows[dp]};
-      place = order.batch_row(place);
-    }
-    return place >= rows.true_rows[dp];
+  const size_t dp = rows.dp_of(row);
+  int64_t place = row - rows.begin[dp];
+  if (plan_.form.context_parallel) {
+    const ContextOrder order{plan_.config.strategy(), plan_.config.attn_cp_size, rows.padded_rows[dp]};
+    place = order.batch_row(place);
   }
-  return false;
+  return place >= rows.true_rows[dp];
 }
 
 const std::vector<int64_t>& StepPlaces::padding(AxisSet sharded) const {

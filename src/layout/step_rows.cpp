@@ -23,6 +23,10 @@ int64_t StepRows::total() const {
   return std::accumulate(padded_rows.begin(), padded_rows.end(), int64_t{0});
 }
 
+size_t StepRows::dp_of(int64_t row) const {
+  return static_cast<size_t>(std::upper_bound(begin.begin(), begin.end(), row) - begin.begin()) - 1;
+}
+
 PaddingMode choose_padding_mode(std::span<const int64_t> true_rows, const RowAlignment& alignment, bool any_prefill,
                                 bool graph_replay) {
   if (graph_replay) return PaddingMode::kMaxLen;

@@ -34,6 +34,8 @@ struct StepRows {
   std::vector<int64_t> begin;        // [dp] first row of each in a buffer of all padded rows
 
   int64_t total() const;  // padded rows of all data-parallel ranks
+  // Whose row that is, of a buffer of all padded rows. Empty ranks begin where the next one does and have none.
+  size_t dp_of(int64_t row) const;
 };
 
 // Graph replay: kMaxLen. A prefill among several ranks: kSumLen. Else kMaxLen unless it would double the rows.

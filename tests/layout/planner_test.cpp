@@ -13,28 +13,11 @@
 namespace plait {
 namespace {
 
+using test::v3;
 using ::testing::AnyOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using Kind = CollectiveKind;
-
-ModelFacts v3() {
-  return {.layers = 61,
-          .first_expert_layer = 3,
-          .vocabulary = 129280,
-          .hidden = 7168,
-          .heads = 128,
-          .qk_head_dim = 192,
-          .v_head_dim = 128,
-          .q_lora_rank = 1536,
-          .latent_width = 576,
-          .dense_intermediate = 18432,
-          .experts = 256,
-          .experts_per_token = 8,
-          .expert_intermediate = 2048,
-          .shared_intermediate = 2048,
-          .fp8_block = 128};
-}
 
 // "RS(attn_tp) AG(tp)"
 std::string shorthand(const TokenAxes& axes, const std::vector<Collective>& collectives) {

@@ -60,4 +60,22 @@ std::vector<ParallelConfig> valid_configurations(int max_world) {
   return all;
 }
 
+ModelFacts v3() {
+  return {.layers = 61,
+          .first_expert_layer = 3,
+          .vocabulary = 129280,
+          .hidden = 7168,
+          .heads = 128,
+          .qk_head_dim = 192,
+          .v_head_dim = 128,
+          .q_lora_rank = 1536,
+          .latent_width = 576,
+          .dense_intermediate = 18432,
+          .experts = 256,
+          .experts_per_token = 8,
+          .expert_intermediate = 2048,
+          .shared_intermediate = 2048,
+          .fp8_block = 128};
+}
+
 }  // namespace plait::test

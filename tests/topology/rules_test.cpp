@@ -4,29 +4,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "tests/topology/configurations.h"
+
 namespace plait {
 namespace {
 
+using test::v3;
 using ::testing::HasSubstr;
-
-// DeepSeek-V3 as published.
-ModelFacts v3() {
-  return {.layers = 61,
-          .first_expert_layer = 3,
-          .vocabulary = 129280,
-          .hidden = 7168,
-          .heads = 128,
-          .qk_head_dim = 192,
-          .v_head_dim = 128,
-          .q_lora_rank = 1536,
-          .latent_width = 576,
-          .dense_intermediate = 18432,
-          .experts = 256,
-          .experts_per_token = 8,
-          .expert_intermediate = 2048,
-          .shared_intermediate = 2048,
-          .fp8_block = 128};
-}
 
 const RuleFinding* find(const ParallelVerdict& verdict, std::string_view rule) {
   for (const RuleFinding& finding : verdict.findings)

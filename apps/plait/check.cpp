@@ -59,7 +59,7 @@ void print_config(const ModelConfig& config) {
 
 Status check_tensors(const EngineSetup& setup) {
   PLAIT_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::open(setup.folder));
-  const std::vector<WeightRequest> requests = setup.model->weight_requests();
+  const std::vector<WeightRequest> requests = setup.models.front()->weight_requests();
   PLAIT_ASSIGN_OR_RETURN(const LoadReport report, check_weights(checkpoint, requests, setup.config.num_hidden_layers));
   line("tensors", fmt::format("{} as expected, {}", report.tensors, format_bytes(report.bytes)));
   if (!report.set_aside.empty()) {
@@ -96,7 +96,7 @@ Status check_text(const Settings& settings, const EngineSetup& setup) {
   return {};
 }
 
-// What the parallel flags amount to; serving needs one rank so far.
+// What the parallel flags amount to.
 Status check_parallel(const ParallelConfig& asked, const ModelConfig& config) {
   if (asked == ParallelConfig{}) return {};
   const ModelFacts facts = model_facts(config);
@@ -105,17 +105,18 @@ Status check_parallel(const ParallelConfig& asked, const ModelConfig& config) {
     line(finding.refused ? "refused" : "forced", fmt::format("{} ({})", finding.explanation, finding.rule));
   if (!verdict.accepted()) return invalid("the parallel flags do not go together");
   line("parallel", to_flags(verdict.config));
-  if (verdict.config.world_size() * verdict.config.replicas() == 1) return {};
-  return unsupported("the parallel flags go together, but this version serves from one rank; `plait plan` shows them");
+  return {};
 }
 
 Status check(const Settings& settings) {
   const EngineOptions& options = settings.engine();
   line("model", options.model_path);
+  PLAIT_ASSIGN_OR_RETURN(const std::filesystem::path folder, resolve_model_path(options.model_path));
+  line("folder", folder.string());
+  PLAIT_ASSIGN_OR_RETURN(const ModelConfig config, read_model_config(folder, options.config_overrides));
+  print_config(config);
+  PLAIT_RETURN_IF_ERROR(check_parallel(options.parallel, config));
   PLAIT_ASSIGN_OR_RETURN(const EngineSetup setup, prepare_engine(options));
-  line("folder", setup.folder.string());
-  print_config(setup.config);
-  PLAIT_RETURN_IF_ERROR(check_parallel(settings.parallel, setup.config));
   line("activations", setup.activation == kernels::Activation::kFloat32 ? "float32" : "bfloat16");
   if (options.dummy_weights) {
     line("tensors", "not looked at: --load-format dummy");

@@ -8,6 +8,7 @@
 #include "base/json.h"
 #include "foreign_flags.h"
 #include "text/chat.h"
+#include "topology/rules.h"
 
 namespace plait::app {
 namespace {
@@ -246,6 +247,9 @@ Result<ParsedCommandLine> parse_command_line(Command command, const std::vector<
   PLAIT_RETURN_IF_ERROR(interpret_bench(words, settings.bench));
   PLAIT_RETURN_IF_ERROR(interpret_parallel(words, settings));
   PLAIT_RETURN_IF_ERROR(check_needs(command, settings));
+  // `plan` and `check` print every finding; the others stop before they look at a model.
+  if ((command & (kServe | kGenerate)) != 0)
+    PLAIT_RETURN_IF_ERROR(judge(settings.engine().parallel, /*facts=*/nullptr).status());
   PLAIT_RETURN_IF_ERROR(interpret_seed(words, settings.generate.sampling));
   return parsed;
 }

@@ -15,38 +15,16 @@ struct ForeignFlag {
   std::string_view reason;
 };
 
-constexpr std::string_view kOneRank = "this version of plait runs on one CPU rank";
+constexpr std::string_view kNoReplicas = "this version of plait does not replicate experts";
+constexpr std::string_view kNoBatchOverlap = "this version of plait does not overlap batches";
 constexpr std::string_view kNoSpeculation = "this version of plait does not speculate";
 constexpr std::string_view kNoEffectOnCpu = "it concerns GPUs and has no effect on a CPU rank";
 
 constexpr ForeignFlag kForeignFlags[] = {
-    {"--tp-size", true, false, "1", kOneRank},
-    {"--tp", true, false, "1", kOneRank},
-    {"--tensor-parallel-size", true, false, "1", kOneRank},
-    {"--dp-size", true, false, "1", kOneRank},
-    {"--dp", true, false, "1", kOneRank},
-    {"--data-parallel-size", true, false, "1", kOneRank},
-    {"--ep-size", true, false, "1", kOneRank},
-    {"--ep", true, false, "1", kOneRank},
-    {"--expert-parallel-size", true, false, "1", kOneRank},
-    {"--pp-size", true, false, "1", kOneRank},
-    {"--pipeline-parallel-size", true, false, "1", kOneRank},
-    {"--attn-cp-size", true, false, "1", kOneRank},
-    {"--moe-dp-size", true, false, "1", kOneRank},
-    {"--moe-dense-tp-size", true, false, "1", kOneRank},
-    {"--enable-dp-attention", false, false, "", kOneRank},
-    {"--enable-dp-lm-head", false, false, "", kOneRank},
-    {"--enable-prefill-cp", false, false, "", kOneRank},
-    {"--cp-strategy", true, false, "", kOneRank},
-    {"--nnodes", true, false, "1", kOneRank},
-    {"--node-rank", true, false, "0", kOneRank},
-    {"--dist-init-addr", true, true, "", "with one rank there is nobody to meet"},
-    {"--moe-a2a-backend", true, false, "none", kOneRank},
-    {"--deepep-mode", true, true, "auto", "there is no expert dispatch on one rank"},
     {"--moe-runner-backend", true, false, "auto", "plait chooses its kernels itself (--kernels fast | reference)"},
     {"--attention-backend", true, false, "", "plait chooses its kernels itself (--kernels fast | reference)"},
-    {"--enable-eplb", false, false, "", kOneRank},
-    {"--ep-num-redundant-experts", true, false, "0", kOneRank},
+    {"--enable-eplb", false, false, "", kNoReplicas},
+    {"--ep-num-redundant-experts", true, false, "0", kNoReplicas},
     {"--device", true, false, "cpu|auto", "this version of plait runs on CPUs only"},
     {"--quantization", true, false, "fp8", "quantisation is read from the checkpoint; BF16 and FP8 128x128 are known"},
     {"--kv-cache-dtype", true, false, "auto", "the KV cache has the type of the activations (--dtype)"},
@@ -55,8 +33,8 @@ constexpr ForeignFlag kForeignFlags[] = {
     {"--speculative-eagle-topk", true, false, "0", kNoSpeculation},
     {"--speculative-num-draft-tokens", true, false, "0", kNoSpeculation},
     {"--disaggregation-mode", true, false, "null", "this version of plait does not split prefill and decode"},
-    {"--enable-two-batch-overlap", false, false, "", kOneRank},
-    {"--enable-single-batch-overlap", false, false, "", kOneRank},
+    {"--enable-two-batch-overlap", false, false, "", kNoBatchOverlap},
+    {"--enable-single-batch-overlap", false, false, "", kNoBatchOverlap},
     {"--enable-return-routed-experts", false, false, "", "routed experts are not returned by this version"},
     {"--grammar-backend", true, false, "none", "constrained output is not part of this version"},
     {"--lora-paths", true, false, "", "LoRA adapters are not part of this version"},
@@ -68,7 +46,6 @@ constexpr ForeignFlag kForeignFlags[] = {
     {"--disable-cuda-graph-padding", false, true, "", kNoEffectOnCpu},
     {"--cuda-graph-max-bs", true, true, "", kNoEffectOnCpu},
     {"--cuda-graph-bs", true, true, "", kNoEffectOnCpu},
-    {"--enable-flashinfer-allreduce-fusion", false, true, "", kNoEffectOnCpu},
     {"--disable-overlap-schedule", false, true, "", "plait has no overlap schedule to disable"},
     {"--disable-custom-all-reduce", false, true, "", "there is no all-reduce on one rank"},
     {"--skip-server-warmup", false, true, "", "the engine's first step is part of its start"},

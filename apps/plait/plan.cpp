@@ -35,7 +35,7 @@ Status plan(const Settings& settings) {
   PLAIT_ASSIGN_OR_RETURN(const std::filesystem::path folder, resolve_model_path(options.model_path));
   PLAIT_ASSIGN_OR_RETURN(const ModelConfig config, read_model_config(folder, options.config_overrides));
   const ModelFacts facts = model_facts(config);
-  const ParallelVerdict verdict = judge(settings.parallel, &facts);
+  const ParallelVerdict verdict = judge(options.parallel, &facts);
   for (const RuleFinding& finding : verdict.findings)
     fmt::print(stderr, "{}: {} ({})\n", finding.refused ? "refused" : "forced", finding.explanation, finding.rule);
   if (!verdict.accepted()) return invalid("the parallel flags do not go together");

@@ -11,8 +11,8 @@ constexpr std::monostate kAnything;
 }  // namespace
 
 void add_parallel_flags(std::vector<Flag>& flags, Settings& settings, FlagWords& words) {
-  constexpr Commands kCommands = kPlan | kCheck;
-  ParallelConfig& parallel = settings.parallel;
+  constexpr Commands kCommands = kPlan | kCheck | kServe | kGenerate;
+  ParallelConfig& parallel = settings.serve.engine.parallel;
   PlanOptions& plan = settings.plan;
   const std::vector<Flag> added = {
       {kCommands, kParallelGroup, "--tp-size,--tp,--tensor-parallel-size", &parallel.tp_size,
@@ -59,7 +59,7 @@ void add_parallel_flags(std::vector<Flag>& flags, Settings& settings, FlagWords&
 }
 
 Status interpret_parallel(const FlagWords& words, Settings& settings) {
-  ParallelConfig& parallel = settings.parallel;
+  ParallelConfig& parallel = settings.serve.engine.parallel;
   if (words.moe_dense_tp_size > 0) parallel.moe_dense_tp_size = words.moe_dense_tp_size;
   if (words.moe_a2a_backend != "none") parallel.moe_a2a_backend = MoeA2a::kAllToAll;
   if (words.deepep_mode == "normal") parallel.deepep_mode = DeepepMode::kNormal;

@@ -37,7 +37,6 @@ struct Settings {
   GenerateOptions generate;
   CheckOptions check;
   BenchOptions bench;
-  ParallelConfig parallel;
   PlanOptions plan;
 
   const EngineOptions& engine() const { return serve.engine; }

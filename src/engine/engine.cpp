@@ -9,15 +9,12 @@
 #include "checkpoint/weight_loader.h"
 #include "engine/available_memory.h"
 #include "engine/engine_setup.h"
-#include "engine/kv_pool.h"
+#include "engine/rank_team.h"
 
 namespace plait {
 namespace {
 
 using kernels::Activation;
-
-// The model and the kernels use the others (model/scratch.h, kernels/context.h).
-constexpr int kLogitsSlot = 15;
 
 double gigabytes(size_t bytes) {
   return static_cast<double>(bytes) / (1 << 30);
@@ -33,17 +30,15 @@ const char* name_of(Activation activation) {
 
 class CpuEngine : public Engine {
  public:
-  CpuEngine(const EngineOptions& options, EngineSetup setup)
-      : options_(options), setup_(std::move(setup)), pool_(options.threads) {
-    context_ = {&pool_, &workspace_, options_.implementation, setup_.activation};
-  }
+  CpuEngine(const EngineOptions& options, EngineSetup setup) : options_(options), setup_(std::move(setup)) {}
 
   // The steps of starting, in order.
   Status start() {
     const size_t available = available_memory_bytes();
-    const std::vector<WeightRequest> requests = model().weight_requests();
+    std::vector<std::vector<WeightRequest>> of_ranks;
+    for (const auto& model : setup_.models) of_ranks.push_back(model->weight_requests());
     PLAIT_RETURN_IF_ERROR(plan_engine_memory(options_, setup_, available));  // refuses before anything is read
-    PLAIT_RETURN_IF_ERROR(load(requests));
+    PLAIT_RETURN_IF_ERROR(load(merge_requests(std::move(of_ranks))));
     PLAIT_ASSIGN_OR_RETURN(plan_, plan_engine_memory(options_, setup_, available));  // with the dtypes that were found
     if (options_.max_total_tokens > plan_.kv_tokens)
       log::warning("--max-total-tokens {} does not fit: {} tokens do", options_.max_total_tokens, plan_.kv_tokens);
@@ -51,8 +46,7 @@ class CpuEngine : public Engine {
       log::warning("sequences are limited to {} tokens by KV memory, not {}", plan_.kv_tokens, setup_.context_tokens);
       setup_.context_tokens = plan_.kv_tokens;
     }
-    kv_.emplace(setup_.model->kv_spec(), plan_.kv_pages, plan_.page_tokens, options_.max_running_requests);
-    log::info("KV Cache is allocated. #tokens: {}, KV size: {:.2f} GB", plan_.kv_tokens, gigabytes(plan_.kv_bytes));
+    PLAIT_RETURN_IF_ERROR(start_ranks());
     first_touch();
     log::info("{}", plan_.to_string());
     log::info("max_total_num_tokens={}, chunked_prefill_size={}, max_running_requests={}, context_len={}",
@@ -61,23 +55,46 @@ class CpuEngine : public Engine {
   }
 
   std::vector<SampledToken> execute(const Step& step, std::span<const SamplingRow> rows) override {
-    PLAIT_ASSERT(rows.size() == step.logit_rows.size(), "one sampling row per wanted row of logits");
-    const auto wanted = static_cast<int64_t>(rows.size());
-    const Rows logits(workspace_.get_array<float>(kLogitsSlot, wanted * setup_.config.vocab_size), wanted,
-                      setup_.config.vocab_size);
-    setup_.model->forward(context_, step, kv_->memory(), logits, /*observer=*/nullptr);
-    return sample(pool_, logits, rows);
+    const StepCall call{&step, rows};
+    return std::move(execute({&call, 1}).front());
   }
 
+  std::vector<std::vector<SampledToken>> execute(std::span<const StepCall> of_dp_ranks) override {
+    std::vector<const Step*> steps;
+    for (const StepCall& call : of_dp_ranks) {
+      PLAIT_ASSERT(call.rows.size() == call.step->logit_rows.size(), "one sampling row per wanted row of logits");
+      steps.push_back(call.step);
+    }
+    std::vector<std::vector<SampledToken>> sampled(of_dp_ranks.size());
+    const Status done = team_->run(steps, [&](int dp, ThreadPool& pool, Rows logits) {
+      sampled[static_cast<size_t>(dp)] = sample(pool, logits, of_dp_ranks[static_cast<size_t>(dp)].rows);
+    });
+    if (done.has_error()) throw std::runtime_error(done.error().message);
+    return sampled;
+  }
+
+  int dp_ranks() const override { return setup_.parallel.attn_dp_size(); }
   int64_t kv_pages() const override { return plan_.kv_pages; }
   int64_t page_tokens() const override { return plan_.page_tokens; }
   const ModelConfig& config() const override { return setup_.config; }
   const MemoryPlan& memory_plan() const override { return plan_; }
-  Model& model() override { return *setup_.model; }
-  ThreadPool& pool() override { return pool_; }
+  Model& model() override { return team_->model_of(0); }
   int64_t context_tokens() const override { return setup_.context_tokens; }
 
  private:
+  // The models move to their ranks.
+  Status start_ranks() {
+    const TeamOptions team{.parallel = setup_.parallel,
+                           .model = {options_.implementation, setup_.activation, {}},
+                           .threads = options_.threads,
+                           .low_latency_tokens = std::max<int64_t>(options_.max_running_requests, 1)};
+    PLAIT_ASSIGN_OR_RETURN(team_, RankTeam::create(setup_.config, team, std::exchange(setup_.models, {})));
+    team_->allocate_kv(plan_.kv_pages, plan_.page_tokens, options_.max_running_requests);
+    log::info("KV Cache is allocated. #tokens: {}, KV size: {:.2f} GB", plan_.kv_tokens, gigabytes(plan_.kv_bytes));
+    if (team_->topology().world() > 1) log::info("{} ranks: {}", team_->topology().world(), to_flags(setup_.parallel));
+    return {};
+  }
+
   Status load(std::span<const WeightRequest> requests) {
     const size_t before = available_memory_bytes();
     log::info("Load weight begin. avail mem={:.2f} GB", gigabytes(before));
@@ -96,12 +113,15 @@ class CpuEngine : public Engine {
         PLAIT_ASSIGN_OR_RETURN(report, load_weights(checkpoint, requests, load_options));
       }
     }
-    PLAIT_RETURN_IF_ERROR(setup_.model->finish_loading());
+    size_t weight_bytes = 0;
+    for (const auto& model : setup_.models) {
+      PLAIT_RETURN_IF_ERROR(model->finish_loading());
+      weight_bytes += model->weight_bytes();
+    }
     const size_t after = available_memory_bytes();
     log::info("Load weight end. type={}, dtype={}, avail mem={:.2f} GB, mem usage={:.2f} GB. {} tensors, {} in {}",
-              architecture_of(setup_.config), name_of(context_.activation), gigabytes(after),
-              gigabytes(setup_.model->weight_bytes()), report.tensors, format_bytes(report.bytes),
-              format_seconds(report.seconds));
+              architecture_of(setup_.config), name_of(setup_.activation), gigabytes(after), gigabytes(weight_bytes),
+              report.tensors, format_bytes(report.bytes), format_seconds(report.seconds));
     if (!report.set_aside.empty())
       log::info("{} tensors are set aside: multi-token prediction and rotary tables are not used",
                 report.set_aside.size());
@@ -124,21 +144,25 @@ class CpuEngine : public Engine {
     StepBuilder builder(0);
     const int64_t prompt_tokens = first_position == 0 ? static_cast<int64_t>(token_ids.size()) : first_position;
     builder.add(token_ids, first_position, pages, /*expanded_until=*/prompt_tokens, /*logit_count=*/1);
+    const Step step = std::move(builder).build();
     const SamplingParams params{.temperature = 0};
     const SamplingRow row{.params = &params};
-    execute(std::move(builder).build(), {&row, 1});
+    const std::vector<StepCall> of_dp_ranks(static_cast<size_t>(dp_ranks()), {&step, {&row, 1}});
+    execute(of_dp_ranks);
   }
 
   const EngineOptions options_;
   EngineSetup setup_;
-  ThreadPool pool_;
-  kernels::Workspace workspace_;
-  kernels::Context context_;
   MemoryPlan plan_;
-  std::optional<KvPool> kv_;
+  std::unique_ptr<RankTeam> team_;
 };
 
 }  // namespace
+
+std::vector<std::vector<SampledToken>> StepExecutor::execute(std::span<const StepCall> of_dp_ranks) {
+  PLAIT_ASSERT(of_dp_ranks.size() == 1, "several data-parallel ranks need an executor for them");
+  return {execute(*of_dp_ranks.front().step, of_dp_ranks.front().rows)};
+}
 
 Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options) {
   const auto begin = std::chrono::steady_clock::now();

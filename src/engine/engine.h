@@ -1,6 +1,6 @@
-// One rank's worker: model, KV memory, threads; executes Steps.
+// The ranks of this process as one worker: models, KV memory, threads; executes Steps.
 //
-// Owns the model's weights, the KV pools and the thread pool. All calls come from one thread, the scheduler's.
+// Owns the weights, the KV pools and all threads that compute. All calls come from one thread, the scheduler's.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "engine/sampler.h"
 #include "model/model.h"
+#include "topology/parallel_config.h"
 
 namespace plait {
 
@@ -28,6 +29,7 @@ struct EngineOptions {
   int64_t max_running_requests = 256;
   int64_t chunked_prefill_tokens = 2048;  // a step has at most max(this, max_running_requests) rows
   int64_t context_tokens = 0;             // --context-length; 0: max_position_embeddings
+  ParallelConfig parallel;
 };
 
 // What memory goes to, decided and printed before serving.
@@ -43,12 +45,22 @@ struct MemoryPlan {
   std::string to_string() const;  // a small table
 };
 
+// One data-parallel rank's part of an iteration. What it refers to outlives the call.
+struct StepCall {
+  const Step* step = nullptr;
+  std::span<const SamplingRow> rows;  // [step.logit_rows.size()], in that order
+};
+
 // What the scheduler drives; a fake stands in for it in scheduler tests.
 class StepExecutor {
  public:
   virtual ~StepExecutor() = default;
-  // rows.size() == step.logit_rows.size(), in that order.
+  // One data-parallel rank. rows.size() == step.logit_rows.size(), in that order.
   virtual std::vector<SampledToken> execute(const Step& step, std::span<const SamplingRow> rows) = 0;
+  // All of them at once, [dp_ranks()]; those without work have an idle step. Results as the rows.
+  virtual std::vector<std::vector<SampledToken>> execute(std::span<const StepCall> of_dp_ranks);
+  // Each has a KV pool of its own, of the size that follows.
+  virtual int dp_ranks() const { return 1; }
   virtual int64_t kv_pages() const = 0;
   virtual int64_t page_tokens() const = 0;
 };
@@ -62,8 +74,7 @@ class Engine : public StepExecutor {
 
   virtual const ModelConfig& config() const = 0;
   virtual const MemoryPlan& memory_plan() const = 0;
-  virtual Model& model() = 0;
-  virtual ThreadPool& pool() = 0;
+  virtual Model& model() = 0;                  // of the first rank
   virtual int64_t context_tokens() const = 0;  // longest sequence that is accepted
 };
 

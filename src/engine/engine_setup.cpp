@@ -1,7 +1,11 @@
 #include "engine/engine_setup.h"
 
+#include "base/log.h"
 #include "checkpoint/checkpoint.h"
 #include "engine/memory_plan.h"
+#include "layout/stage.h"
+#include "model/model_facts.h"
+#include "topology/rules.h"
 
 namespace plait {
 namespace {
@@ -29,7 +33,46 @@ Status check_options(const EngineOptions& options) {
   return {};
 }
 
+// What the flags ask for, with what follows from it; refused is also what ranks cannot do yet.
+Result<ParallelConfig> parallel_of(const EngineOptions& options, const ModelFacts& facts) {
+  const ParallelVerdict verdict = judge(options.parallel, &facts);
+  PLAIT_RETURN_IF_ERROR(verdict.status());
+  for (const RuleFinding& finding : verdict.findings) log::info("{}", finding.explanation);
+  const ParallelConfig& config = verdict.config;
+  if (config.replicas() > 1)
+    return unsupported(
+        fmt::format("--dp-size {} without --enable-dp-attention means whole replicas, which this version does not "
+                    "manage; start a server for each, or add --enable-dp-attention",
+                    config.dp_size));
+  if (config.nnodes > 1) return unsupported("--nnodes above 1: the ranks of this version are threads of one host");
+  if (config.prefill_cp_kv_sharded)
+    return unsupported("--prefill-cp-kv-sharded: context ranks of this version keep complete KV pages");
+  return config;
+}
+
 }  // namespace
+
+ModelShard shard_of(const Topology& topology, const ModelFacts& facts, int rank) {
+  const ParallelConfig& config = topology.config();
+  const RankCoordinates at = topology.coordinates(rank);
+  const int stages = config.pp_size;
+  ModelShard shard;
+  int64_t begin = 0;
+  while (begin < facts.layers && stage_of_layer(begin, facts.layers, stages) < at.pp) ++begin;
+  int64_t end = begin;
+  while (end < facts.layers && stage_of_layer(end, facts.layers, stages) == at.pp) ++end;
+  shard.layers = {begin, at.pp + 1 == stages ? std::numeric_limits<int64_t>::max() : end};
+  const ShardPart attn_tp{at.attn_tp, config.attn_tp_size()};
+  shard.heads = attn_tp;
+  shard.embedding = attn_tp;
+  shard.dense_width = {at.dense_tp, config.dense_tp_size()};
+  shard.experts = {at.moe_ep, config.ep_size};
+  shard.expert_width = {at.moe_tp, config.moe_tp_size()};
+  if (shares_shared_expert(config, facts))
+    shard.shared_width = {at.moe_ep * config.moe_tp_size() + at.moe_tp, config.moe_block_size()};
+  shard.head = config.enable_dp_lm_head ? attn_tp : ShardPart{at.tp, config.tp_size};
+  return shard;
+}
 
 Result<Activation> activation_of(const std::string& dtype, const ModelConfig& config) {
   if (dtype == "float32" || dtype == "float") return Activation::kFloat32;
@@ -47,22 +90,37 @@ Result<EngineSetup> prepare_engine(const EngineOptions& options) {
   PLAIT_ASSIGN_OR_RETURN(setup.config, read_model_config(setup.folder, options.config_overrides));
   PLAIT_ASSIGN_OR_RETURN(setup.activation, activation_of(options.dtype, setup.config));
   PLAIT_ASSIGN_OR_RETURN(setup.context_tokens, longest_context(options.context_tokens, setup.config));
-  PLAIT_ASSIGN_OR_RETURN(setup.model, make_model(setup.config, {options.implementation, setup.activation}));
+  const ModelFacts facts = model_facts(setup.config);
+  PLAIT_ASSIGN_OR_RETURN(setup.parallel, parallel_of(options, facts));
+  const Topology topology(setup.parallel);
+  for (int rank = 0; rank < topology.world(); ++rank) {
+    const ModelOptions own{options.implementation, setup.activation, shard_of(topology, facts, rank)};
+    PLAIT_ASSIGN_OR_RETURN(setup.models.emplace_back(), make_model(setup.config, own));
+  }
   return setup;
 }
 
 Result<MemoryPlan> plan_engine_memory(const EngineOptions& options, const EngineSetup& setup, size_t available_bytes) {
   const int64_t rows = std::max(options.chunked_prefill_tokens, options.max_running_requests);
+  const int64_t dp = setup.parallel.attn_dp_size();
   MemoryNeeds needs;
   needs.available_bytes = available_bytes;
-  needs.weight_bytes = setup.model->weight_bytes();
-  needs.scratch_bytes = setup.model->scratch_bytes(rows, setup.context_tokens) +
-                        static_cast<size_t>(options.max_running_requests * setup.config.vocab_size) * sizeof(float);
-  needs.kv = setup.model->kv_spec();
+  needs.scratch_bytes =
+      static_cast<size_t>(options.max_running_requests * setup.config.vocab_size) * sizeof(float) * setup.models.size();
+  for (const auto& model : setup.models) {
+    needs.weight_bytes += model->weight_bytes();
+    needs.scratch_bytes += model->scratch_bytes(rows, setup.context_tokens);
+  }
+  // A page of a data-parallel rank is memory on each rank that has layers of it.
+  needs.kv = setup.models.front()->kv_spec();
+  for (size_t i = 0; i < needs.kv.components.size(); ++i) {
+    needs.kv.components[i].layers = 0;
+    for (const auto& model : setup.models) needs.kv.components[i].layers += model->kv_spec().components[i].layers;
+  }
   needs.page_tokens = options.page_tokens;
   needs.mem_fraction_static = options.mem_fraction_static;
   needs.max_total_tokens = options.max_total_tokens;
-  needs.max_running_requests = options.max_running_requests;
+  needs.max_running_requests = (options.max_running_requests + dp - 1) / dp;
   needs.context_tokens = setup.context_tokens;
   return plan_memory(needs);
 }

@@ -8,12 +8,15 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "checkpoint/model_config.h"
 #include "engine/engine.h"
 #include "kernels/context.h"
 #include "model/model.h"
+#include "topology/model_facts.h"
+#include "topology/topology.h"
 
 namespace plait {
 
@@ -21,17 +24,22 @@ struct EngineSetup {
   std::filesystem::path folder;
   ModelConfig config;
   kernels::Activation activation = kernels::Activation::kBFloat16;
-  int64_t context_tokens = 0;    // longest sequence that the model and the options allow
-  std::unique_ptr<Model> model;  // without weights
+  int64_t context_tokens = 0;                  // longest sequence that the model and the options allow
+  ParallelConfig parallel;                     // with forced values
+  std::vector<std::unique_ptr<Model>> models;  // [ranks], each with its shard and without weights
 };
 
 // --dtype as an activation; `auto` follows the weights.
 Result<kernels::Activation> activation_of(const std::string& dtype, const ModelConfig& config);
 
+// Which part of the model a rank holds.
+ModelShard shard_of(const Topology& topology, const ModelFacts& facts, int rank);
+
 // Errors: kInvalid names the flag; those of resolve_model_path, read_model_config and make_model.
 Result<EngineSetup> prepare_engine(const EngineOptions& options);
 
-// Until weights are loaded the model goes by what config.json announces.
+// Of all ranks together; pages are those of each data-parallel rank. Until weights are loaded the models go by what
+// config.json announces.
 Result<MemoryPlan> plan_engine_memory(const EngineOptions& options, const EngineSetup& setup, size_t available_bytes);
 
 }  // namespace plait

@@ -26,29 +26,8 @@ struct RankTeam::Rank {
   std::thread thread;
 };
 
-ModelShard shard_of(const Topology& topology, const ModelFacts& facts, int rank) {
-  const ParallelConfig& config = topology.config();
-  const RankCoordinates at = topology.coordinates(rank);
-  const int stages = config.pp_size;
-  ModelShard shard;
-  int64_t begin = 0;
-  while (begin < facts.layers && stage_of_layer(begin, facts.layers, stages) < at.pp) ++begin;
-  int64_t end = begin;
-  while (end < facts.layers && stage_of_layer(end, facts.layers, stages) == at.pp) ++end;
-  shard.layers = {begin, at.pp + 1 == stages ? std::numeric_limits<int64_t>::max() : end};
-  const ShardPart attn_tp{at.attn_tp, config.attn_tp_size()};
-  shard.heads = attn_tp;
-  shard.embedding = attn_tp;
-  shard.dense_width = {at.dense_tp, config.dense_tp_size()};
-  shard.experts = {at.moe_ep, config.ep_size};
-  shard.expert_width = {at.moe_tp, config.moe_tp_size()};
-  if (shares_shared_expert(config, facts))
-    shard.shared_width = {at.moe_ep * config.moe_tp_size() + at.moe_tp, config.moe_block_size()};
-  shard.head = config.enable_dp_lm_head ? attn_tp : ShardPart{at.tp, config.tp_size};
-  return shard;
-}
-
-Result<std::unique_ptr<RankTeam>> RankTeam::create(const ModelConfig& config, const TeamOptions& options) {
+Result<std::unique_ptr<RankTeam>> RankTeam::create(const ModelConfig& config, const TeamOptions& options,
+                                                   std::vector<std::unique_ptr<Model>> models) {
   std::unique_ptr<RankTeam> team(new RankTeam(config, options, Topology(options.parallel)));
   ModelFacts facts = model_facts(config);
   facts.activation_bytes = sizeof(float);  // as CPU ranks keep and exchange them
@@ -58,12 +37,14 @@ Result<std::unique_ptr<RankTeam>> RankTeam::create(const ModelConfig& config, co
     PLAIT_ASSIGN_OR_RETURN(Plan plan, make_plan(team->topology_, facts, form));
     team->programs_.push_back(make_program(std::move(plan)));
   }
-  for (int index = 0; index < team->topology_.world(); ++index) PLAIT_RETURN_IF_ERROR(team->add_rank(index));
+  for (int index = 0; index < team->topology_.world(); ++index)
+    PLAIT_RETURN_IF_ERROR(team->add_rank(index, std::move(models[index])));
   const int cores = options.threads > 0 ? options.threads : usable_cores();
   const int each = std::max(1, cores / team->topology_.world());
   for (const auto& rank : team->ranks_) {
     rank->pool = std::make_unique<ThreadPool>(each);
-    rank->thread = std::thread([&team = *team, &rank = *rank] { team.work(rank); });
+    // A single rank works on the caller's thread.
+    if (team->ranks_.size() > 1) rank->thread = std::thread([&team = *team, &rank = *rank] { team.work(rank); });
   }
   return team;
 }
@@ -74,14 +55,12 @@ RankTeam::RankTeam(const ModelConfig& config, const TeamOptions& options, Topolo
       topology_(std::move(topology)),
       world_(comm::World::local(topology_.world())) {}
 
-// A rank without weights, and its seats in the groups that some plan needs.
-Status RankTeam::add_rank(int index) {
+// A rank, and its seats in the groups that some plan needs.
+Status RankTeam::add_rank(int index, std::unique_ptr<Model> model) {
   auto rank = std::make_unique<Rank>();
   rank->index = index;
   rank->at = topology_.coordinates(index);
-  ModelOptions own = options_.model;
-  own.shard = shard_of(topology_, plan().facts, index);
-  PLAIT_ASSIGN_OR_RETURN(rank->model, make_model(config_, own));
+  rank->model = std::move(model);
   for (const Program& program : programs_)
     for (const AxisSet axes : program.plan.groups()) {
       if (rank->groups.contains(axes.bits())) continue;
@@ -199,22 +178,23 @@ Model& RankTeam::model_of(int rank) {
   return *ranks_[rank]->model;
 }
 
-Status RankTeam::run(std::span<const Step> of_dp_ranks, const UseLogits& use, TeamObserver* observer) {
+Status RankTeam::run(std::span<const Step* const> of_dp_ranks, const UseLogits& use, TeamObserver* observer) {
   PLAIT_ASSERT(std::ssize(of_dp_ranks) == options_.parallel.attn_dp_size(), "a step for each data-parallel rank");
   std::vector<int64_t> rows, logit_rows;
   bool any_prefill = false;
-  for (const Step& step : of_dp_ranks) {
-    rows.push_back(step.rows());
-    logit_rows.push_back(std::ssize(step.logit_rows));
-    any_prefill |= step.mode == StepMode::kPrefill || step.mode == StepMode::kMixed;
+  for (const Step* step : of_dp_ranks) {
+    rows.push_back(step->rows());
+    logit_rows.push_back(std::ssize(step->logit_rows));
+    any_prefill |= step->mode == StepMode::kPrefill || step->mode == StepMode::kMixed;
   }
   if (std::all_of(rows.begin(), rows.end(), [](int64_t count) { return count == 0; })) return {};
 
   program_ = &programs_[uses_context_parallel(options_.parallel, rows) ? 1 : 0];
   const RowAlignment alignment = program_->plan.alignment();
   const PaddingMode mode = options_.padding.value_or(choose_padding_mode(rows, alignment, any_prefill, false));
-  padded_.assign(of_dp_ranks.begin(), of_dp_ranks.end());
-  step_.sequence_number = of_dp_ranks.front().sequence_number;
+  padded_.clear();
+  for (const Step* step : of_dp_ranks) padded_.push_back(*step);
+  step_.sequence_number = ++steps_;
   step_.rows = pad_rows(std::move(rows), alignment, mode);
   step_.logit_rows = pad_rows(std::move(logit_rows), {.shards = alignment.shards}, mode);
   for (size_t dp = 0; dp < padded_.size(); ++dp) {
@@ -228,6 +208,10 @@ Status RankTeam::run(std::span<const Step> of_dp_ranks, const UseLogits& use, Te
   use_ = &use;
   observer_ = observer;
 
+  if (ranks_.size() == 1) {
+    run_step(*ranks_.front());
+    return {};
+  }
   std::unique_lock lock(mutex_);
   if (failure_) return *failure_;
   busy_ = static_cast<int>(ranks_.size());
@@ -263,6 +247,7 @@ void RankTeam::work(Rank& rank) {
 void RankTeam::run_step(Rank& rank) {
   RankBackend& backend = *rank.backend;
   const Plan& plan = program_->plan;
+  for (auto& [axes, group] : rank.groups) group.set_step(static_cast<int64_t>(step_.sequence_number));
   backend.begin(plan, step_, observer_ ? observer_->of_rank(rank.index) : nullptr);
   Stream<RowBlock> stream;
   PlanWalker walker(backend);
@@ -281,7 +266,7 @@ void RankTeam::run_step(Rank& rank) {
   if (rank.at.pp + 1 != options_.parallel.pp_size) return;
   // One rank of each data-parallel rank hands its rows of logits on.
   if (rank.at.attn_tp != 0 || rank.at.attn_cp != 0) return;
-  backend.own_logits(stream, [&](ConstRows logits) { (*use_)(rank.at.attn_dp, logits); });
+  backend.own_logits(stream, [&](Rows logits) { (*use_)(rank.at.attn_dp, *rank.pool, logits); });
 }
 
 }  // namespace plait

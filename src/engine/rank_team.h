@@ -37,8 +37,9 @@ class TeamObserver {
 
 class RankTeam {
  public:
-  // Plans, and makes models without weights. kUnsupported, kInvalid: what cannot be planned.
-  static Result<std::unique_ptr<RankTeam>> create(const ModelConfig& config, const TeamOptions& options);
+  // `models`: without weights, [ranks], each with its shard (shard_of). kUnsupported, kInvalid: what cannot be planned.
+  static Result<std::unique_ptr<RankTeam>> create(const ModelConfig& config, const TeamOptions& options,
+                                                  std::vector<std::unique_ptr<Model>> models);
   ~RankTeam();
 
   // Of all ranks, merged by name.
@@ -49,12 +50,13 @@ class RankTeam {
   // The step of each data-parallel rank, with the pages of its own pools. `use` gets the logits of each data-parallel
   // rank that wanted some, [its logit rows, vocab], on the thread of the rank that has them. A failure names what ended
   // the ranks' world, which does not work again.
-  using UseLogits = std::function<void(int dp, ConstRows logits)>;
-  Status run(std::span<const Step> of_dp_ranks, const UseLogits& use, TeamObserver* observer = nullptr);
+  using UseLogits = std::function<void(int dp, ThreadPool& pool, Rows logits)>;
+  Status run(std::span<const Step* const> of_dp_ranks, const UseLogits& use, TeamObserver* observer = nullptr);
 
   const Topology& topology() const { return topology_; }
   const Plan& plan() const { return programs_.front().plan; }
   Model& model_of(int rank);
+  int dp_ranks() const { return options_.parallel.attn_dp_size(); }
 
  private:
   struct Rank;
@@ -71,7 +73,7 @@ class RankTeam {
   };
   static Program make_program(Plan plan);
   RankTeam(const ModelConfig& config, const TeamOptions& options, Topology topology);
-  Status add_rank(int index);
+  Status add_rank(int index, std::unique_ptr<Model> model);
   Status add_exchange(Rank& rank);
   comm::ExchangeForm exchange_form(bool any_prefill) const;
   void work(Rank& rank);
@@ -88,6 +90,7 @@ class RankTeam {
   AgreedStep step_;
   const Program* program_ = nullptr;
   std::vector<Step> padded_;
+  uint64_t steps_ = 0;
   const UseLogits* use_ = nullptr;
   TeamObserver* observer_ = nullptr;
   std::mutex mutex_;
@@ -97,8 +100,5 @@ class RankTeam {
   bool stopping_ = false;
   std::optional<Error> failure_;
 };
-
-// Which part of the model a rank holds.
-ModelShard shard_of(const Topology& topology, const ModelFacts& facts, int rank);
 
 }  // namespace plait

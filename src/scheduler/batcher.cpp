@@ -337,6 +337,22 @@ void Batcher::clear_cache() {
 // -- Accounts
 // ------------------------------------------------------------------------------------------------------------
 
+SchedulerLoad& SchedulerLoad::operator+=(const SchedulerLoad& other) {
+  running += other.running;
+  queued += other.queued;
+  kv_tokens += other.kv_tokens;
+  kv_used_tokens += other.kv_used_tokens;
+  kv_evictable_tokens += other.kv_evictable_tokens;
+  steps += other.steps;
+  prompt_tokens += other.prompt_tokens;
+  cached_prompt_tokens += other.cached_prompt_tokens;
+  generated_tokens += other.generated_tokens;
+  retractions += other.retractions;
+  aborted += other.aborted;
+  generation_rate += other.generation_rate;
+  return *this;
+}
+
 SchedulerLoad Batcher::load() const {
   SchedulerLoad load = totals_;
   load.running = static_cast<int64_t>(running_.size());

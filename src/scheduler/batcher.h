@@ -54,6 +54,7 @@ class Batcher {
   void expire(Clock::time_point now);  // fails what is past its deadline
 
   bool has_work() const { return !sequences_.empty(); }
+  int64_t unfinished() const { return static_cast<int64_t>(sequences_.size()); }
   // Of at least one row if there is work.
   Batch plan();
   // `sampled`: [batch.sampling_rows.size()].

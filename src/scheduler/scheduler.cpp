@@ -19,6 +19,16 @@ struct Abort {
 struct AbortAll {};
 using Command = std::variant<Submit, Abort, AbortAll>;
 
+// Of limits that hold for all data-parallel ranks together. What does not divide goes to the first ones.
+SchedulerOptions share_of(const SchedulerOptions& all, int dp, int ranks) {
+  const auto share = [&](int64_t total) { return std::max<int64_t>((total + ranks - 1 - dp) / ranks, 1); };
+  SchedulerOptions own = all;
+  own.max_running_requests = share(all.max_running_requests);
+  own.chunked_prefill_tokens = share(all.chunked_prefill_tokens);
+  own.prompt_logprob_rows = share(all.prompt_logprob_rows);
+  return own;
+}
+
 const Error kAborted = cancelled("the request was aborted");
 const Error kStopped = cancelled("the engine is shutting down");
 
@@ -29,18 +39,25 @@ const Error kStopped = cancelled("the engine is shutting down");
 // without either.
 struct Scheduler::State {
   State(const SchedulerOptions& options_, StepExecutor& executor_, OutputSink sink_)
-      : options(options_),
-        executor(executor_),
-        sink(std::move(sink_)),
-        batcher(options, executor.kv_pages(), executor.page_tokens()),
-        published(batcher.load()) {}
+      : options(options_), executor(executor_), sink(std::move(sink_)) {
+    const int ranks = executor.dp_ranks();
+    for (int dp = 0; dp < ranks; ++dp) {
+      batchers.push_back(
+          std::make_unique<Batcher>(share_of(options, dp, ranks), executor.kv_pages(), executor.page_tokens()));
+      step_logs.emplace_back(dp, ranks);
+    }
+    published = load();
+  }
 
   // -- The run() thread
   bool wait_for_work();
   void take_inbox();
-  Batch plan();
-  std::vector<SampledToken> execute(const Batch& batch);
-  void process(const Batch& batch, std::span<SampledToken> sampled);
+  void add(Request&& request, Clock::time_point now);
+  std::vector<Batch> plan();
+  std::vector<std::vector<SampledToken>> execute(const std::vector<Batch>& batches);
+  void process(const std::vector<Batch>& batches, std::vector<std::vector<SampledToken>>& sampled);
+  SchedulerLoad load() const;
+  bool has_work() const;
   void publish(uint64_t steps);
   void deliver();
 
@@ -49,8 +66,9 @@ struct Scheduler::State {
   const OutputSink sink;
 
   std::mutex batcher_mutex;
-  Batcher batcher;
-  StepLog step_log;
+  std::vector<std::unique_ptr<Batcher>> batchers;  // [data-parallel ranks]
+  std::vector<StepLog> step_logs;
+  size_t next_rank = 0;  // takes the next request among those that have equally few
 
   mutable std::mutex mutex;  // guards what follows
   std::condition_variable wake;
@@ -71,7 +89,7 @@ Scheduler::~Scheduler() = default;
 // ----------------------------------------------------------------------------------------------------------
 
 Status Scheduler::submit(Request request) {
-  PLAIT_RETURN_IF_ERROR(state_->batcher.check(request));
+  PLAIT_RETURN_IF_ERROR(state_->batchers.front()->check(request));
   {
     const std::lock_guard lock(state_->mutex);
     if (state_->stopping) return unavailable(kStopped.message);
@@ -115,7 +133,7 @@ bool Scheduler::flush_cache() {
   const std::lock_guard batcher_lock(state_->batcher_mutex);
   const std::lock_guard lock(state_->mutex);
   if (!state_->live.empty()) return false;
-  state_->batcher.clear_cache();
+  for (const auto& batcher : state_->batchers) batcher->clear_cache();
   state_->published.kv_evictable_tokens = 0;
   return true;
 }
@@ -142,17 +160,18 @@ void Scheduler::stop() {
 void Scheduler::run() {
   State& state = *state_;
   while (state.wait_for_work()) {
-    const Batch batch = state.plan();
+    const std::vector<Batch> batches = state.plan();
     state.deliver();  // aborted requests hear of it before the step runs
-    if (batch.step.rows() == 0) continue;
-    std::vector<SampledToken> sampled = state.execute(batch);
-    state.process(batch, sampled);
+    if (std::all_of(batches.begin(), batches.end(), [](const Batch& batch) { return batch.step.rows() == 0; }))
+      continue;
+    std::vector<std::vector<SampledToken>> sampled = state.execute(batches);
+    state.process(batches, sampled);
     state.deliver();
   }
   {
     const std::lock_guard lock(state.batcher_mutex);
     state.take_inbox();
-    state.batcher.abort_all(kStopped);
+    for (const auto& batcher : state.batchers) batcher->abort_all(kStopped);
     state.publish(0);
   }
   state.deliver();
@@ -161,7 +180,7 @@ void Scheduler::run() {
 // False: stop.
 bool Scheduler::State::wait_for_work() {
   std::unique_lock lock(mutex);
-  wake.wait(lock, [this] { return stopping || !inbox.empty() || batcher.has_work(); });
+  wake.wait(lock, [this] { return stopping || !inbox.empty() || has_work(); });
   return !stopping;
 }
 
@@ -172,45 +191,78 @@ void Scheduler::State::take_inbox() {
     commands.swap(inbox);
   }
   struct Apply {
-    Batcher& batcher;
-    void operator()(Submit& command) { batcher.add(std::move(command.request), command.time); }
-    void operator()(Abort& command) { batcher.abort(command.id, kAborted); }
-    void operator()(AbortAll&) { batcher.abort_all(kAborted); }
+    State& state;
+    void operator()(Submit& command) { state.add(std::move(command.request), command.time); }
+    void operator()(Abort& command) {
+      for (const auto& batcher : state.batchers) batcher->abort(command.id, kAborted);  // one of them knows it
+    }
+    void operator()(AbortAll&) {
+      for (const auto& batcher : state.batchers) batcher->abort_all(kAborted);
+    }
   };
-  for (Command& command : commands) std::visit(Apply{batcher}, command);
+  for (Command& command : commands) std::visit(Apply{*this}, command);
 }
 
-Batch Scheduler::State::plan() {
+// To the data-parallel rank with the fewest unfinished requests, in turn among equals.
+void Scheduler::State::add(Request&& request, Clock::time_point now) {
+  size_t best = next_rank;
+  for (size_t i = 0; i < batchers.size(); ++i) {
+    const size_t rank = (next_rank + i) % batchers.size();
+    if (batchers[rank]->unfinished() < batchers[best]->unfinished()) best = rank;
+  }
+  next_rank = (best + 1) % batchers.size();
+  batchers[best]->add(std::move(request), now);
+}
+
+bool Scheduler::State::has_work() const {
+  return std::any_of(batchers.begin(), batchers.end(), [](const auto& batcher) { return batcher->has_work(); });
+}
+
+SchedulerLoad Scheduler::State::load() const {
+  SchedulerLoad all;
+  for (const auto& batcher : batchers) all += batcher->load();
+  return all;
+}
+
+std::vector<Batch> Scheduler::State::plan() {
   const std::lock_guard lock(batcher_mutex);
   take_inbox();
-  batcher.expire(Clock::now());
-  Batch batch = batcher.plan();
+  std::vector<Batch> batches;
+  for (const auto& batcher : batchers) {
+    batcher->expire(Clock::now());
+    batches.push_back(batcher->plan());
+  }
   publish(0);
-  return batch;
+  return batches;
 }
 
-std::vector<SampledToken> Scheduler::State::execute(const Batch& batch) {
+std::vector<std::vector<SampledToken>> Scheduler::State::execute(const std::vector<Batch>& batches) {
   try {
-    return executor.execute(batch.step, batch.sampling_rows);
+    std::vector<StepCall> calls;
+    for (const Batch& batch : batches) calls.push_back({&batch.step, batch.sampling_rows});
+    return executor.execute(calls);
   } catch (const std::exception& failure) {
-    log::error("step {} ({} rows of {} requests) failed: {}", batch.step.sequence_number, batch.step.rows(),
-               batch.step.sequences.size(), failure.what());
+    for (const Batch& batch : batches)
+      log::error("step {} ({} rows of {} requests) failed: {}", batch.step.sequence_number, batch.step.rows(),
+                 batch.step.sequences.size(), failure.what());
     const std::lock_guard lock(mutex);
     stopping = true;
     throw;
   }
 }
 
-void Scheduler::State::process(const Batch& batch, std::span<SampledToken> sampled) {
+void Scheduler::State::process(const std::vector<Batch>& batches, std::vector<std::vector<SampledToken>>& sampled) {
   const std::lock_guard lock(batcher_mutex);
-  batcher.process(batch, sampled);
+  for (size_t dp = 0; dp < batches.size(); ++dp)
+    if (batches[dp].step.rows() > 0) batchers[dp]->process(batches[dp], sampled[dp]);
   publish(1);
-  step_log.step_finished(batch, batcher.load(), Clock::now());
+  for (size_t dp = 0; dp < batches.size(); ++dp)
+    if (batches[dp].step.rows() > 0) step_logs[dp].step_finished(batches[dp], batchers[dp]->load(), Clock::now());
 }
 
 // Makes what happened since the last time visible in load(). Under batcher_mutex.
 void Scheduler::State::publish(uint64_t steps) {
-  SchedulerLoad load = batcher.load();
+  SchedulerLoad load = this->load();
   const std::lock_guard lock(mutex);
   const uint64_t generated = load.generated_tokens - published.generated_tokens;
   if (generated > 0) rate.add(generated, Clock::now());
@@ -221,7 +273,11 @@ void Scheduler::State::publish(uint64_t steps) {
 }
 
 void Scheduler::State::deliver() {
-  std::vector<RequestOutput> outputs = batcher.take_outputs();
+  std::vector<RequestOutput> outputs;
+  for (const auto& batcher : batchers) {
+    std::vector<RequestOutput> own = batcher->take_outputs();
+    std::move(own.begin(), own.end(), std::back_inserter(outputs));
+  }
   if (outputs.empty()) return;
   {
     const std::lock_guard lock(mutex);

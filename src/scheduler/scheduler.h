@@ -4,6 +4,9 @@
 // delivered on the run() thread through the sink, which may call back. While nothing is to do, run() sleeps: an idle
 // engine uses no CPU. Whenever a request waits or runs, some request gets rows in the next step, so there is never a
 // reason to wait for anything but a call.
+//
+// Data-parallel ranks have queues and KV pools of their own; one iteration makes a step for each, and those without
+// work take part with an idle one. A request stays on the rank that it was given to.
 #pragma once
 
 #include <cstdint>
@@ -49,6 +52,9 @@ struct SchedulerLoad {
   uint64_t retractions = 0;
   uint64_t aborted = 0;
   double generation_rate = 0;  // tokens per second, over the last few seconds
+
+  // Of two data-parallel ranks together.
+  SchedulerLoad& operator+=(const SchedulerLoad& other);
 };
 
 class Scheduler {

@@ -42,20 +42,25 @@ double RateWindow::per_second(Clock::time_point now) const {
   return static_cast<double>(tokens) / std::max(span, std::chrono::duration<double>(kSlotLength).count());
 }
 
+StepLog::StepLog(int dp, int ranks) {
+  if (ranks > 1) prefix_ = fmt::format("DP{} ", dp);
+}
+
 void StepLog::step_finished(const Batch& batch, const SchedulerLoad& load, Clock::time_point now) {
   if (batch.prefill_sequences > 0)
     log::info(
-        "Prefill batch. #new-seq: {}, #new-token: {}, #cached-token: {}, token usage: {:.2f}, #running-req: {}, "
+        "{}Prefill batch. #new-seq: {}, #new-token: {}, #cached-token: {}, token usage: {:.2f}, #running-req: {}, "
         "#queue-req: {}",
-        batch.prefill_sequences, batch.prefill_rows, batch.cached_tokens, token_usage(load), load.running, load.queued);
+        prefix_, batch.prefill_sequences, batch.prefill_rows, batch.cached_tokens, token_usage(load), load.running,
+        load.queued);
   if (static_cast<int64_t>(batch.entries.size()) == batch.prefill_sequences) return;
   if (++decode_steps_ < kDecodeStepsPerLine) return;
   const double rate = static_cast<double>(load.generated_tokens - generated_tokens_) /
                       std::max(seconds_between(last_decode_line_, now), 1e-9);
   log::info(
-      "Decode batch. #running-req: {}, #token: {}, token usage: {:.2f}, gen throughput (token/s): {:.2f}, "
+      "{}Decode batch. #running-req: {}, #token: {}, token usage: {:.2f}, gen throughput (token/s): {:.2f}, "
       "#queue-req: {}",
-      load.running, load.kv_used_tokens, token_usage(load), rate, load.queued);
+      prefix_, load.running, load.kv_used_tokens, token_usage(load), rate, load.queued);
   decode_steps_ = 0;
   generated_tokens_ = load.generated_tokens;
   last_decode_line_ = now;

@@ -30,10 +30,13 @@ class RateWindow {
 
 class StepLog {
  public:
+  // Of data-parallel rank `dp` of so many; lines name it where there are several.
+  StepLog(int dp, int ranks);
   // After each step; `load` as it is then.
   void step_finished(const Batch& batch, const SchedulerLoad& load, Clock::time_point now);
 
  private:
+  std::string prefix_;
   int64_t decode_steps_ = 0;  // since the last decode line
   uint64_t generated_tokens_ = 0;
   Clock::time_point last_decode_line_ = Clock::now();

@@ -181,15 +181,30 @@ void describe_output(IO& io, M& m) {
 }
 
 template <typename IO, typename M>
+void describe_parallel(IO& io, M& m) {
+  auto& [tp_size, pp_size, dp_size, enable_dp_attention, enable_dp_lm_head, ep_size, moe_dp_size, moe_dense_tp_size,
+         moe_a2a_backend, deepep_mode, attn_cp_size, enable_prefill_cp, cp_strategy, prefill_cp_kv_sharded,
+         enable_allreduce_fusion, nnodes, node_rank, dist_init_addr] = m;
+  fields(io, tp_size, pp_size, dp_size, enable_dp_attention, enable_dp_lm_head, ep_size, moe_dp_size,
+         moe_dense_tp_size);
+  io.enumerator(moe_a2a_backend, MoeA2a::kAllToAll);
+  io.enumerator(deepep_mode, DeepepMode::kLowLatency);
+  fields(io, attn_cp_size, enable_prefill_cp);
+  io.optional(cp_strategy, [](auto& strategy_io, auto& value) { strategy_io.enumerator(value, CpStrategy::kZigzag); });
+  fields(io, prefill_cp_kv_sharded, enable_allreduce_fusion, nnodes, node_rank, dist_init_addr);
+}
+
+template <typename IO, typename M>
 void describe_engine_options(IO& io, M& m) {
   auto& [model_path, config_overrides, dummy_weights, dtype, implementation, threads, page_tokens, mem_fraction_static,
-         max_total_tokens, max_running_requests, chunked_prefill_tokens, context_tokens] = m;
+         max_total_tokens, max_running_requests, chunked_prefill_tokens, context_tokens, parallel] = m;
   io(model_path);
   io.json(config_overrides);
   fields(io, dummy_weights, dtype);
   io.enumerator(implementation, kernels::Implementation::kFast);
   fields(io, threads, page_tokens, mem_fraction_static, max_total_tokens, max_running_requests, chunked_prefill_tokens,
          context_tokens);
+  describe_parallel(io, parallel);
 }
 
 template <typename IO, typename M>

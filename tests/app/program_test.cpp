@@ -56,9 +56,9 @@ TEST(Program, WrongCommandLinesEndWithStatusTwo) {
   EXPECT_EQ(plait("").status, 2);
   EXPECT_THAT(plait("serv").error, HasSubstr("did you mean serve?"));
   EXPECT_THAT(plait("serve --modle-path x").error, HasSubstr("did you mean --model-path?"));
-  const Outcome parallel = plait("serve --model-path x --tp-size 8");
+  const Outcome parallel = plait("serve --model-path x --tp-size 3 --attn-cp-size 2");
   EXPECT_EQ(parallel.status, 2);
-  EXPECT_THAT(parallel.error, HasSubstr("one CPU rank"));
+  EXPECT_THAT(parallel.error, HasSubstr("--tp-size 3 cannot be divided by --attn-cp-size 2"));
 }
 
 TEST(Program, GeneratesTheDemosAnswer) {

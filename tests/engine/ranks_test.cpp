@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include "engine/engine_setup.h"
 #include "engine/rank_team.h"
 #include "model/model_facts.h"
 #include "tests/model/goldens.h"
@@ -22,7 +23,14 @@ constexpr double kTolerance = 2e-5;
 class Team {
  public:
   Team(const ModelConfig& config, const TensorSet& weights, const TeamOptions& options) : config_(config) {
-    auto created = RankTeam::create(config, options);
+    const Topology topology(options.parallel);
+    std::vector<std::unique_ptr<Model>> models;
+    for (int rank = 0; rank < topology.world(); ++rank) {
+      ModelOptions own = options.model;
+      own.shard = shard_of(topology, model_facts(config), rank);
+      models.push_back(make_model(config, own).value());
+    }
+    auto created = RankTeam::create(config, options, std::move(models));
     if (created.has_error()) throw std::runtime_error(created.error().message);
     team_ = std::move(created).value();
     const Status loaded = weights.load(team_->weight_requests());
@@ -58,7 +66,9 @@ class Team {
     std::vector<Step> steps;
     for (StepBuilder& builder : builders) steps.push_back(std::move(builder).build());
     std::vector<std::vector<float>> of_dp(dp_);
-    const Status status = team_->run(steps, [&](int dp, ConstRows logits) {
+    std::vector<const Step*> of_dp_ranks;
+    for (const Step& step : steps) of_dp_ranks.push_back(&step);
+    const Status status = team_->run(of_dp_ranks, [&](int dp, ThreadPool&, Rows logits) {
       for (int64_t i = 0; i < logits.rows; ++i)
         of_dp[dp].insert(of_dp[dp].end(), logits.row(i), logits.row(i) + logits.cols);
     });

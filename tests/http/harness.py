@@ -1,5 +1,6 @@
 """Runs real `plait serve` processes for the tests: own port, own log, and nothing left behind."""
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -169,6 +170,18 @@ class Server:
 
 def chat_body(prompt, **fields):
     return {"messages": [{"role": "user", "content": prompt}], "temperature": 0, **fields}
+
+
+def eval_answers(server):
+    """What the model says to the EVAL_TASKS, eight at a time."""
+
+    def ask(task):
+        reply = server.post("/v1/chat/completions", chat_body(task["prompt"], max_tokens=200))
+        assert reply.status_code == 200, reply.text
+        return reply.json()["choices"][0]["message"]["content"]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        return list(pool.map(ask, EVAL_TASKS))
 
 
 def http_request(method, path, body=b"", headers=()):

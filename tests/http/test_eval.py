@@ -1,18 +1,10 @@
 """Accuracy through the real API: the demo model answers as the reference implementation does."""
 
-import concurrent.futures
-
-from harness import EVAL_TASKS, chat_body, note
+from harness import EVAL_TASKS, eval_answers, note
 
 
 def test_eval_tasks(demo):
-    def ask(task):
-        reply = demo.post("/v1/chat/completions", chat_body(task["prompt"], max_tokens=200))
-        assert reply.status_code == 200, reply.text
-        return reply.json()["choices"][0]["message"]["content"]
-
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(ask, EVAL_TASKS))
+    answers = eval_answers(demo)
     same = sum(answer == task["reference_output"] for answer, task in zip(answers, EVAL_TASKS))
     right = sum(answer == task["answer"] for answer, task in zip(answers, EVAL_TASKS))
     reference = sum(task["reference_output"] == task["answer"] for task in EVAL_TASKS)

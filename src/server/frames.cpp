@@ -1,10 +1,6 @@
 #include "server/frames.h"
 
-#include <bit>
-
 namespace plait {
-
-static_assert(std::endian::native == std::endian::little, "frames are written as they lie in memory");
 
 namespace {
 
@@ -21,56 +17,15 @@ constexpr size_t kCompactBytes = size_t{1} << 20;
 
 }  // namespace
 
-Result<std::string> FieldWriter::finish(FrameKind kind) && {
-  const Header header{.kind = static_cast<uint16_t>(kind), .payload_bytes = bytes_.size() - kFrameHeaderBytes};
+Result<std::string> finish_frame(FieldWriter&& fields, FrameKind kind) {
+  std::string bytes = std::move(fields).take();
+  const Header header{.kind = static_cast<uint16_t>(kind), .payload_bytes = bytes.size() - kFrameHeaderBytes};
   if (header.payload_bytes > kMaxFramePayloadBytes) {
     return invalid(fmt::format("a message of {} bytes for the other process is larger than the limit of {}",
                                header.payload_bytes, kMaxFramePayloadBytes));
   }
-  std::memcpy(bytes_.data(), &header, sizeof header);
-  return std::move(bytes_);
-}
-
-bool FieldReader::take(size_t bytes) {
-  if (!ok_ || bytes > rest_.size()) {
-    fail("it is shorter than its fields");
-    taken_ = {};
-    return false;
-  }
-  taken_ = rest_.substr(0, bytes);
-  rest_.remove_prefix(bytes);
-  return true;
-}
-
-size_t FieldReader::count(size_t element_bytes) {
-  const auto value = number<uint64_t>();
-  if (value > rest_.size() / element_bytes) {
-    fail("a count is larger than the bytes that follow");
-    return 0;
-  }
-  return static_cast<size_t>(value);
-}
-
-void FieldReader::fail(const char* what) {
-  if (ok_) problem_ = what;
-  ok_ = false;
-}
-
-bool FieldReader::boolean() {
-  const auto value = number<uint8_t>();
-  if (value > 1) fail("a boolean is neither 0 nor 1");
-  return ok_ && value == 1;
-}
-
-std::string FieldReader::text() {
-  const size_t size = count(1);
-  return take(size) ? std::string(taken_) : std::string();
-}
-
-Status FieldReader::status() const {
-  if (!ok_) return corrupt(fmt::format("broken frame: {}", problem_));
-  if (!rest_.empty()) return corrupt(fmt::format("broken frame: {} bytes too many", rest_.size()));
-  return {};
+  std::memcpy(bytes.data(), &header, sizeof header);
+  return bytes;
 }
 
 Result<std::optional<Frame>> FrameSplitter::next() {

@@ -1,139 +1,15 @@
 #include "server/messages.h"
 
-#include <boost/json/serialize.hpp>
-
-#include "base/json.h"
+#include "base/field_lists.h"
+#include "engine/sampling_lists.h"
 
 namespace plait {
 namespace {
 
-// Each message lists its fields once, in its describe function; writing and reading walk the same list, so they cannot
-// disagree. The structured bindings stop the compiler when a field is added to a struct and forgotten here.
-class Write {
- public:
-  template <typename T>
-    requires std::is_arithmetic_v<T>
-  void operator()(const T& value) {
-    if constexpr (std::is_same_v<T, bool>) {
-      out.boolean(value);
-    } else {
-      out.number(value);
-    }
-  }
-  void operator()(const std::string& value) { out.text(value); }
-  template <typename T>
-    requires std::is_arithmetic_v<T>
-  void operator()(const std::vector<T>& values) {
-    out.numbers(values);
-  }
-  template <typename T>
-  void operator()(const std::optional<T>& value) {
-    out.optional(value);
-  }
-  template <typename E>
-  void enumerator(const E& value, E) {
-    out.number(static_cast<uint8_t>(value));
-  }
-  template <typename T, typename Fields>
-  void sequence(const std::vector<T>& values, size_t, Fields&& fields) {
-    out.sequence(values, [&](const T& value) { fields(*this, value); });
-  }
-  template <typename T, typename Fields>
-  void optional(const std::optional<T>& value, Fields&& fields) {
-    out.boolean(value.has_value());
-    if (value) fields(*this, *value);
-  }
-  void milliseconds(const std::optional<std::chrono::milliseconds>& value) {
-    optional(value, [](Write& io, const std::chrono::milliseconds& limit) { io.out.number<int64_t>(limit.count()); });
-  }
-  void json(const boost::json::object& value) { out.text(boost::json::serialize(value)); }
-
-  FieldWriter out;
-};
-
-class Read {
- public:
-  explicit Read(std::string_view payload) : in(payload) {}
-  template <typename T>
-    requires std::is_arithmetic_v<T>
-  void operator()(T& value) {
-    if constexpr (std::is_same_v<T, bool>) {
-      value = in.boolean();
-    } else {
-      value = in.number<T>();
-    }
-  }
-  void operator()(std::string& value) { value = in.text(); }
-  template <typename T>
-    requires std::is_arithmetic_v<T>
-  void operator()(std::vector<T>& values) {
-    values = in.numbers<T>();
-  }
-  template <typename T>
-  void operator()(std::optional<T>& value) {
-    value = in.optional<T>();
-  }
-  template <typename E>
-  void enumerator(E& value, E last) {
-    value = in.enumerator(last);
-  }
-  template <typename T, typename Fields>
-  void sequence(std::vector<T>& values, size_t element_bytes, Fields&& fields) {
-    values = in.sequence<T>(element_bytes, [&] {
-      T value{};
-      fields(*this, value);
-      return value;
-    });
-  }
-  template <typename T, typename Fields>
-  void optional(std::optional<T>& value, Fields&& fields) {
-    value.reset();
-    if (in.boolean()) fields(*this, value.emplace());
-  }
-  void milliseconds(std::optional<std::chrono::milliseconds>& value) {
-    optional(value, [](Read& io, std::chrono::milliseconds& limit) {
-      limit = std::chrono::milliseconds(io.in.number<int64_t>());
-    });
-  }
-  void json(boost::json::object& value) {
-    auto parsed = plait::json::parse_object(in.text());
-    if (parsed.has_error()) {
-      in.fail("a JSON object was expected");
-    } else {
-      value = std::move(parsed).value();
-    }
-  }
-
-  FieldReader in;
-};
-
-template <typename IO, typename... Fields>
-void fields(IO& io, Fields&... values) {
-  (io(values), ...);
-}
-
 // Least sizes of sequence elements on the wire.
-constexpr size_t kLogitBiasBytes = 8;
-constexpr size_t kTokenLogprobBytes = 8;
 constexpr size_t kOutputTokenBytes = 4 + 4 + 8 + 8;
 constexpr size_t kPromptLogprobBytes = 4 + 1 + 8 + 8;
 constexpr size_t kRequestOutputBytes = 8 + 8 + 8 + 8 + 1;
-
-template <typename IO, typename M>
-void describe_token_logprobs(IO& io, M& values) {
-  io.sequence(values, kTokenLogprobBytes,
-              [](auto& element_io, auto& value) { fields(element_io, value.id, value.logprob); });
-}
-
-template <typename IO, typename M>
-void describe_sampling(IO& io, M& m) {
-  auto& [temperature, top_p, top_k, min_p, frequency_penalty, presence_penalty, repetition_penalty, logit_bias, seed,
-         max_new_tokens, min_new_tokens, stop_token_ids, ignore_eos] = m;
-  fields(io, temperature, top_p, top_k, min_p, frequency_penalty, presence_penalty, repetition_penalty);
-  io.sequence(logit_bias, kLogitBiasBytes,
-              [](auto& element_io, auto& bias) { fields(element_io, bias.first, bias.second); });
-  fields(io, seed, max_new_tokens, min_new_tokens, stop_token_ids, ignore_eos);
-}
 
 template <typename IO, typename M>
 void describe_request(IO& io, M& m) {
@@ -224,14 +100,14 @@ void describe_info(IO& io, M& m) {
 
 template <typename M, typename Describe>
 Result<std::string> encode_with(const M& message, FrameKind kind, Describe&& describe) {
-  Write write;
+  WriteFields write(kFrameHeaderBytes);
   describe(write, message);
-  return std::move(write.out).finish(kind);
+  return finish_frame(std::move(write.out), kind);
 }
 
 template <typename M, typename Describe>
 Result<M> decode_with(std::string_view payload, Describe&& describe) {
-  Read read(payload);
+  ReadFields read(payload);
   M message;
   describe(read, message);
   PLAIT_RETURN_IF_ERROR(read.in.status());
@@ -293,7 +169,7 @@ Result<std::string> encode(const SchedulerLoad& message) {
   return encode_with(message, FrameKind::kLoad, kLoad);
 }
 Result<std::string> encode_shutdown() {
-  return FieldWriter().finish(FrameKind::kShutdown);
+  return finish_frame(FieldWriter(kFrameHeaderBytes), FrameKind::kShutdown);
 }
 
 Result<EngineProcessOptions> decode_options(std::string_view payload) {

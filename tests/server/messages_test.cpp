@@ -135,9 +135,9 @@ TEST(Frames, RefusesWrongHeaders) {
 
 TEST(Frames, RefusesCountsBeyondThePayload) {
   // A count of 2^61 four-byte numbers in an eight-byte payload: nothing may be allocated for it.
-  FieldWriter writer;
+  FieldWriter writer(kFrameHeaderBytes);
   writer.number<uint64_t>(uint64_t{1} << 61);
-  const Frame frame = only_frame(std::move(writer).finish(FrameKind::kLoad));
+  const Frame frame = only_frame(finish_frame(std::move(writer), FrameKind::kLoad));
   FieldReader reader(frame.payload);
   EXPECT_TRUE(reader.numbers<int32_t>().empty());
   EXPECT_TRUE(reader.status().has_error());

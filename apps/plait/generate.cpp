@@ -135,6 +135,7 @@ Status generate(const Settings& settings) {
   EngineOptions engine_options = settings.engine();
   engine_options.max_running_requests = 1;
   PLAIT_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::create(engine_options));
+  if (!engine->leads()) return engine->follow(/*ready=*/[] {});
 
   Request request;
   request.id = 1;
@@ -161,6 +162,7 @@ Status generate(const Settings& settings) {
   PLAIT_RETURN_IF_ERROR(scheduler.submit(std::move(request)));
   scheduler.run();
   const auto end = Clock::now();
+  engine->end();
   fmt::print("\n");
   std::fflush(stdout);
   if (printer.finish() && printer.finish()->kind == FinishKind::kAbort && !printer.matched_stop()) {

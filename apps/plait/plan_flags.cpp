@@ -12,7 +12,9 @@ constexpr std::monostate kAnything;
 
 void add_parallel_flags(std::vector<Flag>& flags, Settings& settings, FlagWords& words) {
   constexpr Commands kCommands = kPlan | kCheck | kServe | kGenerate;
+  constexpr Commands kRunning = kServe | kGenerate;
   ParallelConfig& parallel = settings.serve.engine.parallel;
+  HostsOptions& hosts = settings.serve.engine.hosts;
   PlanOptions& plan = settings.plan;
   const std::vector<Flag> added = {
       {kCommands, kParallelGroup, "--tp-size,--tp,--tensor-parallel-size", &parallel.tp_size,
@@ -49,6 +51,14 @@ void add_parallel_flags(std::vector<Flag>& flags, Settings& settings, FlagWords&
       {kCommands, kParallelGroup, "--node-rank", &parallel.node_rank, "this host", IntegerRange{0, 4095}},
       {kCommands, kParallelGroup, "--dist-init-addr", &parallel.dist_init_addr, "HOST:PORT where hosts meet",
        kAnything},
+      {kRunning, kParallelGroup, "--dist-timeout", &hosts.dist_timeout, "seconds until all hosts have met",
+       IntegerRange{1, 86400}},
+      {kRunning, kParallelGroup, "--dist-secret-file", &hosts.secret_file,
+       "file whose text hosts must know to be let in; default: none is asked for", kAnything},
+      {kRunning, kParallelGroup, "--collective-timeout", &hosts.collective_timeout,
+       "seconds that a rank waits for another one once all are ready", IntegerRange{1, 86400}},
+      {kServe, kParallelGroup, "--rejoin-timeout", &hosts.rejoin_timeout,
+       "seconds until all hosts have met again after one failed", IntegerRange{1, 86400}},
       {kPlan, kPlanGroup, "--step", &words.plan_step, "kind of step", Words{{"prefill", "decode"}}},
       {kPlan, kPlanGroup, "--tokens", &plan.tokens,
        "rows of each data-parallel rank; 0: 2048 for prefill, 64 for decode", IntegerRange{0, 1 << 24}},

@@ -32,6 +32,7 @@ class WriteFields {
     }
   }
   void operator()(const std::string& value) { out.text(value); }
+  void operator()(const std::chrono::seconds& value) { out.number<int64_t>(value.count()); }
   template <typename T>
     requires std::is_arithmetic_v<T>
   void operator()(const std::vector<T>& values) {
@@ -77,6 +78,7 @@ class ReadFields {
     }
   }
   void operator()(std::string& value) { value = in.text(); }
+  void operator()(std::chrono::seconds& value) { value = std::chrono::seconds(in.number<int64_t>()); }
   template <typename T>
     requires std::is_arithmetic_v<T>
   void operator()(std::vector<T>& values) {

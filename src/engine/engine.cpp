@@ -1,5 +1,7 @@
 #include "engine/engine.h"
 
+#include <fstream>
+
 #include "base/assert.h"
 #include "base/log.h"
 #include "base/progress.h"
@@ -7,9 +9,10 @@
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/tensor_names.h"
 #include "checkpoint/weight_loader.h"
+#include "comm/world.h"
 #include "engine/available_memory.h"
 #include "engine/engine_setup.h"
-#include "engine/rank_team.h"
+#include "engine/host_team.h"
 
 namespace plait {
 namespace {
@@ -28,18 +31,31 @@ const char* name_of(Activation activation) {
   return activation == Activation::kFloat32 ? "float32" : "bfloat16";
 }
 
+// Without the newline that editors put at the end. Empty path: the empty secret.
+Result<std::string> read_secret(const std::string& path) {
+  if (path.empty()) return std::string();
+  std::ifstream file(path);
+  std::string secret((std::istreambuf_iterator<char>(file)), {});
+  if (!file.good() && !file.eof()) return invalid(fmt::format("--dist-secret-file {}: cannot be read", path));
+  while (!secret.empty() && (secret.back() == '\n' || secret.back() == '\r')) secret.pop_back();
+  if (secret.empty()) return invalid(fmt::format("--dist-secret-file {}: is missing or empty", path));
+  return secret;
+}
+
 class CpuEngine : public Engine {
  public:
   CpuEngine(const EngineOptions& options, EngineSetup setup) : options_(options), setup_(std::move(setup)) {}
 
-  // The steps of starting, in order.
+  // The steps of starting, in order. Until all ranks are ready, nobody's wait for another one has a limit.
   Status start() {
-    const size_t available = available_memory_bytes();
-    std::vector<std::vector<WeightRequest>> of_ranks;
-    for (const auto& model : setup_.models) of_ranks.push_back(model->weight_requests());
-    PLAIT_RETURN_IF_ERROR(plan_engine_memory(options_, setup_, available));  // refuses before anything is read
-    PLAIT_RETURN_IF_ERROR(load(merge_requests(std::move(of_ranks))));
-    PLAIT_ASSIGN_OR_RETURN(plan_, plan_engine_memory(options_, setup_, available));  // with the dtypes that were found
+    PLAIT_RETURN_IF_ERROR(meet());
+    PLAIT_ASSIGN_OR_RETURN(const int64_t pages, hosts_->agree_on_start(load_within_memory()));
+    if (pages < plan_.kv_pages) {
+      log::info("another host has memory for {} pages of KV, this one for {}", pages, plan_.kv_pages);
+      plan_.kv_bytes = plan_.kv_bytes / static_cast<size_t>(plan_.kv_pages) * static_cast<size_t>(pages);
+      plan_.kv_pages = pages;
+      plan_.kv_tokens = pages * plan_.page_tokens;
+    }
     if (options_.max_total_tokens > plan_.kv_tokens)
       log::warning("--max-total-tokens {} does not fit: {} tokens do", options_.max_total_tokens, plan_.kv_tokens);
     if (setup_.context_tokens > plan_.kv_tokens) {
@@ -47,12 +63,24 @@ class CpuEngine : public Engine {
       setup_.context_tokens = plan_.kv_tokens;
     }
     PLAIT_RETURN_IF_ERROR(start_ranks());
-    first_touch();
+    if (hosts_->leads()) {
+      PLAIT_RETURN_IF_ERROR(first_touch());
+      PLAIT_RETURN_IF_ERROR(hosts_->arm_deadlines(options_.hosts.collective_timeout));
+    }
     log::info("{}", plan_.to_string());
     log::info("max_total_num_tokens={}, chunked_prefill_size={}, max_running_requests={}, context_len={}",
               plan_.kv_tokens, options_.chunked_prefill_tokens, options_.max_running_requests, setup_.context_tokens);
     return {};
   }
+
+  bool leads() const override { return hosts_->leads(); }
+  Status follow(const std::function<void()>& ready) override {
+    return hosts_->follow(options_.hosts.collective_timeout, ready);
+  }
+  void end() override {
+    if (const Status ended = hosts_->end(); ended.has_error()) log::warning("{}", ended.error().message);
+  }
+  std::optional<Error> failure() const override { return hosts_->failure(); }
 
   std::vector<SampledToken> execute(const Step& step, std::span<const SamplingRow> rows) override {
     const StepCall call{&step, rows};
@@ -60,17 +88,11 @@ class CpuEngine : public Engine {
   }
 
   std::vector<std::vector<SampledToken>> execute(std::span<const StepCall> of_dp_ranks) override {
-    std::vector<const Step*> steps;
-    for (const StepCall& call : of_dp_ranks) {
+    for (const StepCall& call : of_dp_ranks)
       PLAIT_ASSERT(call.rows.size() == call.step->logit_rows.size(), "one sampling row per wanted row of logits");
-      steps.push_back(call.step);
-    }
-    std::vector<std::vector<SampledToken>> sampled(of_dp_ranks.size());
-    const Status done = team_->run(steps, [&](int dp, ThreadPool& pool, Rows logits) {
-      sampled[static_cast<size_t>(dp)] = sample(pool, logits, of_dp_ranks[static_cast<size_t>(dp)].rows);
-    });
-    if (done.has_error()) throw std::runtime_error(done.error().message);
-    return sampled;
+    Result<SampledRows> sampled = hosts_->run(of_dp_ranks);
+    if (sampled.has_error()) throw std::runtime_error(sampled.error().message);
+    return std::move(sampled).value();
   }
 
   int dp_ranks() const override { return setup_.parallel.attn_dp_size(); }
@@ -78,20 +100,52 @@ class CpuEngine : public Engine {
   int64_t page_tokens() const override { return plan_.page_tokens; }
   const ModelConfig& config() const override { return setup_.config; }
   const MemoryPlan& memory_plan() const override { return plan_; }
-  Model& model() override { return team_->model_of(0); }
+  Model& model() override { return hosts_->team().first_model(); }
   int64_t context_tokens() const override { return setup_.context_tokens; }
 
  private:
+  // With the other hosts, if there are any.
+  Status meet() {
+    const ParallelConfig& parallel = setup_.parallel;
+    std::shared_ptr<comm::World> world;
+    if (parallel.nnodes > 1) {
+      const HostsOptions& hosts = options_.hosts;
+      comm::RendezvousOptions rendezvous{.address = parallel.dist_init_addr,
+                                         .nodes = parallel.nnodes,
+                                         .node = parallel.node_rank,
+                                         .ranks = static_cast<int>(setup_.models.size()),
+                                         .limit = hosts.rejoins ? hosts.rejoin_timeout : hosts.dist_timeout};
+      PLAIT_ASSIGN_OR_RETURN(rendezvous.secret, read_secret(hosts.secret_file));
+      rendezvous.configuration = shared_settings(options_, setup_);
+      PLAIT_ASSIGN_OR_RETURN(world, comm::World::join(rendezvous));
+    }
+    PLAIT_ASSIGN_OR_RETURN(HostTeam hosts, HostTeam::open(std::move(world)));
+    hosts_.emplace(std::move(hosts));
+    return {};
+  }
+
+  // Pages of KV that there is memory for beside the weights.
+  Result<int64_t> load_within_memory() {
+    const size_t available = available_memory_bytes();
+    PLAIT_ASSIGN_OR_RETURN(const std::vector<WeightRequest> requests, expected_tensors(setup_));
+    PLAIT_RETURN_IF_ERROR(plan_engine_memory(options_, setup_, available));  // refuses before anything is read
+    PLAIT_RETURN_IF_ERROR(load(requests));
+    PLAIT_ASSIGN_OR_RETURN(plan_, plan_engine_memory(options_, setup_, available));  // with the dtypes that were found
+    return plan_.kv_pages;
+  }
+
   // The models move to their ranks.
   Status start_ranks() {
-    const TeamOptions team{.parallel = setup_.parallel,
-                           .model = {options_.implementation, setup_.activation, {}},
-                           .threads = options_.threads,
-                           .low_latency_tokens = std::max<int64_t>(options_.max_running_requests, 1)};
-    PLAIT_ASSIGN_OR_RETURN(team_, RankTeam::create(setup_.config, team, std::exchange(setup_.models, {})));
-    team_->allocate_kv(plan_.kv_pages, plan_.page_tokens, options_.max_running_requests);
+    const TeamOptions options{.parallel = setup_.parallel,
+                              .model = {options_.implementation, setup_.activation, {}},
+                              .threads = options_.threads,
+                              .low_latency_tokens = std::max<int64_t>(options_.max_running_requests, 1),
+                              .world = hosts_->world()};
+    PLAIT_ASSIGN_OR_RETURN(auto team, RankTeam::create(setup_.config, options, std::exchange(setup_.models, {})));
+    team->allocate_kv(plan_.kv_pages, plan_.page_tokens, options_.max_running_requests);
     log::info("KV Cache is allocated. #tokens: {}, KV size: {:.2f} GB", plan_.kv_tokens, gigabytes(plan_.kv_bytes));
-    if (team_->topology().world() > 1) log::info("{} ranks: {}", team_->topology().world(), to_flags(setup_.parallel));
+    if (team->topology().world() > 1) log::info("{} ranks: {}", team->topology().world(), to_flags(setup_.parallel));
+    hosts_->take(std::move(team));
     return {};
   }
 
@@ -131,16 +185,17 @@ class CpuEngine : public Engine {
   }
 
   // A small prefill and a decode step: whatever an operation does at its first call is not left to the first request.
-  void first_touch() {
+  Status first_touch() {
     const int64_t tokens = std::min(2 * plan_.page_tokens, plan_.kv_tokens) - 1;
     std::vector<int32_t> pages{0};
     if (plan_.kv_pages > 1) pages.push_back(1);
     const std::vector<int32_t> prompt(std::max<int64_t>(tokens, 1), 0);
-    run_untracked(prompt, 0, pages);
-    if (tokens > 0) run_untracked(std::span(prompt).first(1), tokens, pages);
+    PLAIT_RETURN_IF_ERROR(run_untracked(prompt, 0, pages));
+    if (tokens == 0) return {};
+    return run_untracked(std::span(prompt).first(1), tokens, pages);
   }
 
-  void run_untracked(std::span<const int32_t> token_ids, int64_t first_position, std::span<const int32_t> pages) {
+  Status run_untracked(std::span<const int32_t> token_ids, int64_t first_position, std::span<const int32_t> pages) {
     StepBuilder builder(0);
     const int64_t prompt_tokens = first_position == 0 ? static_cast<int64_t>(token_ids.size()) : first_position;
     builder.add(token_ids, first_position, pages, /*expanded_until=*/prompt_tokens, /*logit_count=*/1);
@@ -148,13 +203,14 @@ class CpuEngine : public Engine {
     const SamplingParams params{.temperature = 0};
     const SamplingRow row{.params = &params};
     const std::vector<StepCall> of_dp_ranks(static_cast<size_t>(dp_ranks()), {&step, {&row, 1}});
-    execute(of_dp_ranks);
+    PLAIT_RETURN_IF_ERROR(hosts_->run(of_dp_ranks));
+    return {};
   }
 
   const EngineOptions options_;
   EngineSetup setup_;
   MemoryPlan plan_;
-  std::unique_ptr<RankTeam> team_;
+  std::optional<HostTeam> hosts_;
 };
 
 }  // namespace

@@ -1,10 +1,15 @@
-// The ranks of this process as one worker: models, KV memory, threads; executes Steps.
+// The ranks of all hosts as one worker: models, KV memory, threads; executes Steps.
 //
-// Owns the weights, the KV pools and all threads that compute. All calls come from one thread, the scheduler's.
+// Owns the weights, the KV pools and all threads that compute, of this host. All calls come from one thread, the
+// scheduler's, but failure(), which any may call. There is an Engine on every host; the first one's executes steps, the
+// others' follow it.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -15,6 +20,15 @@
 #include "topology/parallel_config.h"
 
 namespace plait {
+
+// How the hosts of one engine wait for each other.
+struct HostsOptions {
+  std::chrono::seconds dist_timeout{600};        // --dist-timeout: until all hosts have met
+  std::chrono::seconds rejoin_timeout{8};        // --rejoin-timeout: the same after one of them failed
+  std::chrono::seconds collective_timeout{120};  // --collective-timeout: a rank for another, once all are ready
+  std::string secret_file;                       // --dist-secret-file: what hosts must know to be let in
+  bool rejoins = false;                          // this engine replaces one that failed
+};
 
 struct EngineOptions {
   std::string model_path;                // folder or hub id
@@ -30,6 +44,7 @@ struct EngineOptions {
   int64_t chunked_prefill_tokens = 2048;  // a step has at most max(this, max_running_requests) rows
   int64_t context_tokens = 0;             // --context-length; 0: max_position_embeddings
   ParallelConfig parallel;
+  HostsOptions hosts;
 };
 
 // What memory goes to, decided and printed before serving.
@@ -63,6 +78,8 @@ class StepExecutor {
   virtual int dp_ranks() const { return 1; }
   virtual int64_t kv_pages() const = 0;
   virtual int64_t page_tokens() const = 0;
+  // What ended it while it had nothing to do; it does not work again.
+  virtual std::optional<Error> failure() const { return std::nullopt; }
 };
 
 class Engine : public StepExecutor {
@@ -70,11 +87,19 @@ class Engine : public StepExecutor {
   // Loads the checkpoint (or dummy weights), plans memory, allocates the pools and runs a first step. Progress goes to
   // the log and, on a terminal, to a bar. kExhausted if the weights and one page of KV do not fit; the message holds
   // the table and says which flag to lower.
+  // With several hosts it waits for the others, and fails if one of them does, naming it.
   static Result<std::unique_ptr<Engine>> create(const EngineOptions& options);
+
+  // Whether this host executes steps; else it calls follow(), which takes part in the first host's until that ends.
+  // `ready` is called when all hosts are.
+  virtual bool leads() const = 0;
+  virtual Status follow(const std::function<void()>& ready) = 0;
+  // Of the first host: lets the others end. Without it they take our end for a fault.
+  virtual void end() = 0;
 
   virtual const ModelConfig& config() const = 0;
   virtual const MemoryPlan& memory_plan() const = 0;
-  virtual Model& model() = 0;                  // of the first rank
+  virtual Model& model() = 0;                  // of the first rank here
   virtual int64_t context_tokens() const = 0;  // longest sequence that is accepted
 };
 

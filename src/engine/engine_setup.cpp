@@ -1,7 +1,14 @@
 #include "engine/engine_setup.h"
 
+#include <fstream>
+
+#include <boost/json/serialize.hpp>
+#include <fmt/ranges.h>
+
 #include "base/log.h"
+#include "base/version.h"
 #include "checkpoint/checkpoint.h"
+#include "comm/hmac.h"
 #include "engine/memory_plan.h"
 #include "layout/stage.h"
 #include "model/model_facts.h"
@@ -44,10 +51,17 @@ Result<ParallelConfig> parallel_of(const EngineOptions& options, const ModelFact
         fmt::format("--dp-size {} without --enable-dp-attention means whole replicas, which this version does not "
                     "manage; start a server for each, or add --enable-dp-attention",
                     config.dp_size));
-  if (config.nnodes > 1) return unsupported("--nnodes above 1: the ranks of this version are threads of one host");
   if (config.prefill_cp_kv_sharded)
     return unsupported("--prefill-cp-kv-sharded: context ranks of this version keep complete KV pages");
   return config;
+}
+
+// Enough of a SHA-256 to tell two files apart.
+std::string digest_of_file(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::vector<uint8_t> bytes((std::istreambuf_iterator<char>(file)), {});
+  const comm::Digest digest = comm::sha256(bytes);
+  return fmt::format("{:02x}", fmt::join(std::span(digest).first(8), ""));
 }
 
 }  // namespace
@@ -93,11 +107,40 @@ Result<EngineSetup> prepare_engine(const EngineOptions& options) {
   const ModelFacts facts = model_facts(setup.config);
   PLAIT_ASSIGN_OR_RETURN(setup.parallel, parallel_of(options, facts));
   const Topology topology(setup.parallel);
-  for (int rank = 0; rank < topology.world(); ++rank) {
+  const int here = topology.world() / setup.parallel.nnodes;
+  for (int rank = here * setup.parallel.node_rank; rank < here * (setup.parallel.node_rank + 1); ++rank) {
     const ModelOptions own{options.implementation, setup.activation, shard_of(topology, facts, rank)};
     PLAIT_ASSIGN_OR_RETURN(setup.models.emplace_back(), make_model(setup.config, own));
   }
   return setup;
+}
+
+SharedSettings shared_settings(const EngineOptions& options, const EngineSetup& setup) {
+  ParallelConfig parallel = setup.parallel;
+  parallel.node_rank = 0;
+  parallel.dist_init_addr.clear();
+  return {{"version", std::string(version())},
+          {"config.json", digest_of_file(setup.folder / "config.json")},
+          {"--json-model-override-args", boost::json::serialize(options.config_overrides)},
+          {"parallel flags", to_flags(parallel)},
+          {"--load-format", options.dummy_weights ? "dummy" : "auto"},
+          {"--dtype", options.dtype},
+          {"--kernels", options.implementation == kernels::Implementation::kFast ? "fast" : "reference"},
+          {"--page-size", fmt::to_string(options.page_tokens)},
+          {"--max-running-requests", fmt::to_string(options.max_running_requests)},
+          {"--chunked-prefill-size", fmt::to_string(options.chunked_prefill_tokens)},
+          {"--context-length", fmt::to_string(setup.context_tokens)}};
+}
+
+Result<std::vector<WeightRequest>> expected_tensors(const EngineSetup& setup) {
+  std::vector<std::vector<WeightRequest>> lists;
+  for (const auto& model : setup.models) lists.push_back(model->weight_requests());
+  if (setup.parallel.nnodes > 1) {
+    PLAIT_ASSIGN_OR_RETURN(const auto whole, make_model(setup.config, {}));
+    lists.push_back(whole->weight_requests());
+    for (WeightRequest& request : lists.back()) request.write = nullptr;
+  }
+  return merge_requests(std::move(lists));
 }
 
 Result<MemoryPlan> plan_engine_memory(const EngineOptions& options, const EngineSetup& setup, size_t available_bytes) {

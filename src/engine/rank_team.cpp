@@ -37,10 +37,12 @@ Result<std::unique_ptr<RankTeam>> RankTeam::create(const ModelConfig& config, co
     PLAIT_ASSIGN_OR_RETURN(Plan plan, make_plan(team->topology_, facts, form));
     team->programs_.push_back(make_program(std::move(plan)));
   }
-  for (int index = 0; index < team->topology_.world(); ++index)
-    PLAIT_RETURN_IF_ERROR(team->add_rank(index, std::move(models[index])));
+  const comm::Node& here = team->world_->nodes()[static_cast<size_t>(team->world_->this_node())];
+  PLAIT_ASSERT(std::ssize(models) == here.ranks, "a model for each rank of this process");
+  for (int i = 0; i < here.ranks; ++i)
+    PLAIT_RETURN_IF_ERROR(team->add_rank(here.first_rank + i, std::move(models[static_cast<size_t>(i)])));
   const int cores = options.threads > 0 ? options.threads : usable_cores();
-  const int each = std::max(1, cores / team->topology_.world());
+  const int each = std::max(1, cores / here.ranks);
   for (const auto& rank : team->ranks_) {
     rank->pool = std::make_unique<ThreadPool>(each);
     // A single rank works on the caller's thread.
@@ -53,7 +55,9 @@ RankTeam::RankTeam(const ModelConfig& config, const TeamOptions& options, Topolo
     : config_(config),
       options_(options),
       topology_(std::move(topology)),
-      world_(comm::World::local(topology_.world())) {}
+      world_(options.world ? options.world : comm::World::local(topology_.world())) {
+  PLAIT_ASSERT(world_->size() == topology_.world(), "the world has the topology's ranks");
+}
 
 // A rank, and its seats in the groups that some plan needs.
 Status RankTeam::add_rank(int index, std::unique_ptr<Model> model) {
@@ -175,7 +179,23 @@ void RankTeam::allocate_kv(int64_t pages, int64_t page_tokens, int64_t sequences
 }
 
 Model& RankTeam::model_of(int rank) {
-  return *ranks_[rank]->model;
+  return *ranks_[static_cast<size_t>(rank - first_rank())]->model;
+}
+
+int RankTeam::first_rank() const {
+  return ranks_.front()->index;
+}
+
+// One rank of each data-parallel rank hands its rows of logits on: the first of its attention ranks in the last stage.
+int RankTeam::logits_rank(int dp) const {
+  const ParallelConfig& config = options_.parallel;
+  return (config.pp_size - 1) * config.tp_size + dp * config.attn_cp_size * config.attn_tp_size();
+}
+
+std::optional<Error> RankTeam::failure() const {
+  const std::optional<comm::Failure> failure = world_->failure();
+  if (!failure) return std::nullopt;
+  return to_error(*failure);
 }
 
 Status RankTeam::run(std::span<const Step* const> of_dp_ranks, const UseLogits& use, TeamObserver* observer) {
@@ -209,7 +229,8 @@ Status RankTeam::run(std::span<const Step* const> of_dp_ranks, const UseLogits& 
   observer_ = observer;
 
   if (ranks_.size() == 1) {
-    run_step(*ranks_.front());
+    if (!failure_) failure_ = try_step(*ranks_.front());
+    if (failure_) return *failure_;
     return {};
   }
   std::unique_lock lock(mutex_);
@@ -231,16 +252,20 @@ void RankTeam::work(Rank& rank) {
     if (stopping_) return;
     done = steps_begun_;
     lock.unlock();
-    std::optional<Error> failure;
-    try {
-      run_step(rank);
-    } catch (const RankFailure& why) {
-      failure = why.error;
-    }
+    std::optional<Error> failure = try_step(rank);
     lock.lock();
     // The rank that noticed says more than those that were cancelled because of it.
     if (failure && (!failure_ || failure_->kind == ErrorKind::kCancelled)) failure_ = std::move(failure);
     if (--busy_ == 0) end_.notify_all();
+  }
+}
+
+std::optional<Error> RankTeam::try_step(Rank& rank) {
+  try {
+    run_step(rank);
+    return std::nullopt;
+  } catch (const RankFailure& why) {
+    return why.error;
   }
 }
 
@@ -263,9 +288,7 @@ void RankTeam::run_step(Rank& rank) {
       walker.walk(segment, at.layer, stream);
     }
   }
-  if (rank.at.pp + 1 != options_.parallel.pp_size) return;
-  // One rank of each data-parallel rank hands its rows of logits on.
-  if (rank.at.attn_tp != 0 || rank.at.attn_cp != 0) return;
+  if (rank.index != logits_rank(rank.at.attn_dp)) return;
   backend.own_logits(stream, [&](Rows logits) { (*use_)(rank.at.attn_dp, *rank.pool, logits); });
 }
 

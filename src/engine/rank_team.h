@@ -1,7 +1,9 @@
 // The ranks of one process: a thread each, with its shard of the model, its KV pool and its communicators.
 //
 // Owns everything about them. run() is called by one thread at a time, hands every rank the same agreed step and
-// returns when all have finished it. Ranks meet in collectives only; nothing else is shared but the step.
+// returns when all have finished it. Ranks meet in collectives only; nothing else is shared but the step. Where the
+// world has other processes, each has a team of its own ranks, and all teams run the same steps in the same order
+// (host_team.h).
 #pragma once
 
 #include <functional>
@@ -26,6 +28,7 @@ struct TeamOptions {
   int threads = 0;                     // of all ranks together; 0: one per usable core
   int64_t low_latency_tokens = 128;    // of a rank: the capacity of the low-latency expert exchange
   std::optional<PaddingMode> padding;  // for tests; absent: chosen per step
+  std::shared_ptr<comm::World> world;  // absent: all ranks are threads of this process
 };
 
 // Sees what ranks compute, on their threads. For tests and for returning routed experts.
@@ -37,25 +40,34 @@ class TeamObserver {
 
 class RankTeam {
  public:
-  // `models`: without weights, [ranks], each with its shard (shard_of). kUnsupported, kInvalid: what cannot be planned.
+  // `models`: without weights, [ranks of this process], each with its shard (shard_of). kUnsupported, kInvalid: what
+  // cannot be planned.
   static Result<std::unique_ptr<RankTeam>> create(const ModelConfig& config, const TeamOptions& options,
                                                   std::vector<std::unique_ptr<Model>> models);
   ~RankTeam();
 
-  // Of all ranks, merged by name.
+  // Of all ranks here, merged by name.
   std::vector<WeightRequest> weight_requests();
   Status finish_loading();
   void allocate_kv(int64_t pages, int64_t page_tokens, int64_t sequences);
 
   // The step of each data-parallel rank, with the pages of its own pools. `use` gets the logits of each data-parallel
-  // rank that wanted some, [its logit rows, vocab], on the thread of the rank that has them. A failure names what ended
-  // the ranks' world, which does not work again.
+  // rank that wanted some and has them here, [its logit rows, vocab], on the thread of the rank that has them. A
+  // failure names what ended the ranks' world, which does not work again.
   using UseLogits = std::function<void(int dp, ThreadPool& pool, Rows logits)>;
   Status run(std::span<const Step* const> of_dp_ranks, const UseLogits& use, TeamObserver* observer = nullptr);
 
+  // The rank that has the logits of a data-parallel rank.
+  int logits_rank(int dp) const;
+  // What ended the world, noticed without a step; empty while it works.
+  std::optional<Error> failure() const;
+  comm::World& world() { return *world_; }
+
   const Topology& topology() const { return topology_; }
   const Plan& plan() const { return programs_.front().plan; }
-  Model& model_of(int rank);
+  Model& model_of(int rank);  // which lives here
+  Model& first_model() { return model_of(first_rank()); }
+  int first_rank() const;  // of those here
   int dp_ranks() const { return options_.parallel.attn_dp_size(); }
 
  private:
@@ -78,13 +90,14 @@ class RankTeam {
   comm::ExchangeForm exchange_form(bool any_prefill) const;
   void work(Rank& rank);
   void run_step(Rank& rank);
+  std::optional<Error> try_step(Rank& rank);
 
   const ModelConfig config_;
   const TeamOptions options_;
   const Topology topology_;
   std::vector<Program> programs_;  // without context parallelism; with it, if there is any
   std::shared_ptr<comm::World> world_;
-  std::vector<std::unique_ptr<Rank>> ranks_;
+  std::vector<std::unique_ptr<Rank>> ranks_;  // that live here, ascending
 
   // The step in hand. Written by run() while all ranks wait.
   AgreedStep step_;

@@ -35,7 +35,7 @@ Scratch& scratch_of(size_t vocab) {
 }
 
 bool masks_end_ids(const SamplingRow& row) {
-  return static_cast<int64_t>(row.output_ids.size()) < row.params->min_new_tokens && !row.end_ids.empty();
+  return row.output_index < row.params->min_new_tokens && !row.end_ids.empty();
 }
 
 bool has_output_penalty(const SamplingParams& params) {
@@ -72,7 +72,7 @@ void apply_repetition_penalty(const SamplingRow& row, std::span<float> logits, s
 std::span<const float> adjusted_logits(std::span<const float> logits, const SamplingRow& row, Scratch& scratch) {
   const SamplingParams& params = *row.params;
   const bool penalties = has_output_penalty(params);
-  const bool repetition = params.repetition_penalty != 1;
+  const bool repetition = params.penalises_prompt();
   const bool masked = masks_end_ids(row);
   if (!penalties && !repetition && !masked && params.logit_bias.empty()) return logits;
   const std::span<float> adjusted(scratch.adjusted);
@@ -160,7 +160,7 @@ int32_t choose_at_random(std::span<const float> logits, const SamplingRow& row, 
   const float max = max_of(logits);
   if (max == -kInfinity) return -1;
   const double total = softmax_weights(logits, max, static_cast<float>(1 / params.temperature), weights);
-  const double uniform = uniform_of(params.seed, row.output_ids.size());
+  const double uniform = uniform_of(params.seed, static_cast<uint64_t>(row.output_index));
   const bool ranked = params.top_p < 1 || (params.top_k > 0 && params.top_k < static_cast<int64_t>(logits.size()));
   if (!ranked && params.min_p == 0) return draw(weights, total, uniform);
 

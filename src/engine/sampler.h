@@ -18,10 +18,10 @@ namespace plait {
 // What one row of logits needs. All pointers outlive the call.
 struct SamplingRow {
   const SamplingParams* params = nullptr;  // nullptr: no token is chosen (a prompt row whose logprob is wanted)
-  std::span<const int32_t> prompt_ids;     // for the repetition penalty
-  std::span<const int32_t> output_ids;     // for all penalties; its size is the output index
-  std::span<const int32_t>
-      end_ids;  // end-of-sequence and stop ids: impossible while output_ids.size() < min_new_tokens
+  std::span<const int32_t> prompt_ids;     // needed if params->penalises_prompt()
+  std::span<const int32_t> output_ids;     // needed if params->penalises_output()
+  int64_t output_index = 0;                // tokens of the output so far
+  std::span<const int32_t> end_ids;        // end-of-sequence and stop ids: impossible before min_new_tokens
   bool want_logprob = false;
   int32_t top_logprobs = 0;
   int32_t target_id = -1;                // logprob of this id instead of the chosen one (prompt logprobs)

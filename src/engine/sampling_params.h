@@ -28,6 +28,9 @@ struct SamplingParams {
 
   // Ranges as in the comments; kInvalid names the field and its range. `vocab_size` bounds ids.
   Status validate(int64_t vocab_size) const;
+  // Whose tokens a penalty looks at.
+  bool penalises_prompt() const { return repetition_penalty != 1; }
+  bool penalises_output() const { return penalises_prompt() || frequency_penalty != 0 || presence_penalty != 0; }
   bool greedy() const { return temperature < 1e-6 || top_k == 1; }
 };
 

@@ -52,6 +52,7 @@ SamplingRow Sequence::sampling_row(int64_t position) const {
     row.params = &request.sampling;
     row.prompt_ids = prompt();
     row.output_ids = outputs();
+    row.output_index = output_size();
     row.end_ids = end_ids;
     row.want_logprob = request.return_logprob;
   }

@@ -135,6 +135,9 @@ class Incarnation : public std::enable_shared_from_this<Incarnation> {
         return deliver(decode_load(frame.payload), events_.load);
       case FrameKind::kFlushed:
         return deliver(decode_flushed(frame.payload), events_.flushed);
+      case FrameKind::kEnded:
+        events_.ended();
+        return {};
       case FrameKind::kOptions:
       case FrameKind::kSubmit:
       case FrameKind::kAbort:

@@ -24,6 +24,7 @@ class EngineLink {
     std::function<void(OutputsMessage)> outputs;
     std::function<void(SchedulerLoad)> load;
     std::function<void(FlushedMessage)> flushed;
+    std::function<void()> ended;                // because the first host's did; it will die next
     std::function<void(std::string how)> died;  // after it, start() may be called again
   };
 

@@ -1,5 +1,8 @@
 #include "server/engine_process.h"
 
+#include <atomic>
+#include <thread>
+
 #include <signal.h>
 #include <unistd.h>
 
@@ -31,16 +34,37 @@ bool same(const SchedulerLoad& a, const SchedulerLoad& b) {
          a.kv_evictable_tokens == b.kv_evictable_tokens && a.generation_rate == b.generation_rate;
 }
 
-// Reads the front end's messages, and reports the load now and then while it changes.
+// Ends the process when its last words have been heard: by other hosts, which learn the cause of a failure from us and
+// not from connections that end, and by the front end.
+[[noreturn]] void end_process(int status) {
+  constexpr std::chrono::milliseconds kLastWords{100};
+  std::this_thread::sleep_for(kLastWords);
+  _exit(status);
+}
+
+// The front end starts another engine and sends it the unfinished requests. Whoever notices first says why.
+[[noreturn]] void end_after(FrameSocket& socket, const Error& failure) {
+  static std::atomic<bool> said{false};
+  if (!said.exchange(true)) {
+    log::error("the engine failed: {}", failure.message);
+    (void)socket.send(encode(FailedMessage{failure.kind, failure.message}));
+  }
+  end_process(1);
+}
+
+// Reads the front end's messages, and reports the load now and then: while it changes, or, where a process on another
+// host waits for this one, always, so that the front end notices if it is stopped.
 class Reader {
  public:
-  Reader(FrameSocket& socket, Scheduler& scheduler) : socket_(socket), scheduler_(scheduler) {}
+  Reader(FrameSocket& socket, Scheduler& scheduler, const LoadedEngine& engine)
+      : socket_(socket), scheduler_(scheduler), engine_(engine) {}
 
   // Until the front end says shutdown (true) or is gone (false).
   bool run() {
     while (true) {
       const bool busy = report();
-      auto frame = socket_.receive(busy ? kReportMs : -1);
+      auto frame = socket_.receive(busy || engine_.end ? kReportMs : -1);
+      if (const auto failure = engine_.executor->failure()) end_after(socket_, *failure);
       if (frame.has_error()) {
         if (frame.error().kind == ErrorKind::kCorrupt) log::error("{}", frame.error().message);
         return false;
@@ -60,7 +84,7 @@ class Reader {
     const auto now = std::chrono::steady_clock::now();
     const SchedulerLoad load = scheduler_.load();
     const bool busy = load.running + load.queued > 0 || load.generation_rate > 0 || !same(load, reported_);
-    if (busy && now - reported_at_ >= std::chrono::milliseconds(kReportMs)) {
+    if ((busy || engine_.end) && now - reported_at_ >= std::chrono::milliseconds(kReportMs)) {
       if (socket_.send(encode(load)).has_error()) return false;
       reported_ = load;
       reported_at_ = now;
@@ -102,6 +126,7 @@ class Reader {
 
   FrameSocket& socket_;
   Scheduler& scheduler_;
+  const LoadedEngine& engine_;
   SchedulerLoad reported_;
   std::chrono::steady_clock::time_point reported_at_;
 };
@@ -129,8 +154,32 @@ Result<LoadedEngine> load_engine(const EngineOptions& options) {
                  .kv_bytes = static_cast<int64_t>(memory.kv_bytes),
                  .weight_bytes = static_cast<int64_t>(memory.weight_bytes),
                  .page_tokens = engine->page_tokens()};
+  if (options.parallel.nnodes > 1) {
+    if (!engine->leads()) loaded.follow = [&engine = *engine](const auto& ready) { return engine.follow(ready); };
+    loaded.end = [&engine = *engine] { engine.end(); };
+  }
   loaded.executor = std::move(engine);
   return loaded;
+}
+
+// On a host other than the first. Says now and then that it lives; ends when the front end says so or is gone.
+void report_life(FrameSocket& socket) {
+  while (true) {
+    auto frame = socket.receive(kReportMs);
+    if (frame.has_error()) _exit(1);
+    if (*frame && (*frame)->kind == FrameKind::kShutdown) _exit(0);
+    if (socket.send(encode(SchedulerLoad())).has_error()) _exit(1);
+  }
+}
+
+int follow(FrameSocket& socket, const LoadedEngine& engine) {
+  std::thread([&socket] { report_life(socket); }).detach();
+  const Status followed = engine.follow([&] {
+    if (socket.send(encode(engine.info)).has_error()) _exit(1);
+  });
+  if (followed.has_error()) end_after(socket, engine.executor->failure().value_or(followed.error()));
+  (void)socket.send(encode_ended());
+  end_process(0);
 }
 
 }  // namespace
@@ -155,6 +204,9 @@ int run_engine_process(int descriptor, const EngineLoader& load) {
     (void)socket.send(encode(FailedMessage{error.kind, error.message}));
     return 1;
   }
+  loaded->info.start_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+  if (loaded->follow) return follow(socket, *loaded);
+
   SchedulerOptions scheduling = options->scheduler;
   scheduling.context_tokens = loaded->info.context_tokens;
   // The front end bounds the queue; a request that it submits again after a crash must never be refused.
@@ -166,20 +218,18 @@ int run_engine_process(int descriptor, const EngineLoader& load) {
   });
   reporting = &scheduler;
 
-  loaded->info.start_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   if (socket.send(encode(loaded->info)).has_error()) return 1;
   std::thread reader([&] {
-    if (!Reader(socket, scheduler).run()) _exit(1);
+    if (!Reader(socket, scheduler, *loaded).run()) _exit(1);
     scheduler.stop();
   });
   try {
     scheduler.run();
   } catch (const std::exception& failure) {
-    // the front end starts another engine and sends it the unfinished requests
-    log::error("the engine failed: {}", failure.what());
-    _exit(1);
+    end_after(socket, loaded->executor->failure().value_or(Error{ErrorKind::kInternal, failure.what()}));
   }
   reader.join();
+  if (loaded->end) loaded->end();
   return 0;
 }
 

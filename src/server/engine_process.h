@@ -1,7 +1,7 @@
 // The engine process: serves the front end over one socket until the front end is gone.
 //
-// The calling thread runs the scheduler; a second thread reads the socket. run_engine_process (serve.h) is the entry
-// with the real engine; tests bring another StepExecutor.
+// The calling thread runs the scheduler, or follows the first host's; a second thread reads the socket.
+// run_engine_process (serve.h) is the entry with the real engine; tests bring another StepExecutor.
 #pragma once
 
 #include <functional>
@@ -16,6 +16,10 @@ namespace plait {
 struct LoadedEngine {
   std::unique_ptr<StepExecutor> executor;
   EngineInfo info;
+  // Set on hosts other than the first, which have no scheduler: Engine::follow.
+  std::function<Status(const std::function<void()>& ready)> follow;
+  // Set if there are other hosts, which end with this one: Engine::end.
+  std::function<void()> end;
 };
 using EngineLoader = std::function<Result<LoadedEngine>(const EngineOptions&)>;
 

@@ -12,7 +12,8 @@ namespace {
 constexpr std::chrono::milliseconds kStopPatience{3'000};
 
 // Often enough to be exact to a tenth of the limit, rarely enough to cost nothing.
-std::chrono::milliseconds watchdog_interval(std::chrono::milliseconds limit) {
+std::chrono::milliseconds watchdog_interval(const ServeOptions& options) {
+  const std::chrono::milliseconds limit = std::min(options.watchdog_timeout, options.engine.hosts.collective_timeout);
   return std::clamp(limit / 10, std::chrono::milliseconds(20), std::chrono::milliseconds(1'000));
 }
 
@@ -48,6 +49,7 @@ EngineSupervisor::EngineSupervisor(EventLoop& loop, const ServeOptions& options,
                        },
                    .load = [this](const SchedulerLoad& load) { on_load(load); },
                    .flushed = [this](const FlushedMessage& message) { events_.flushed(message); },
+                   .ended = [this] { ended_ = true; },
                    .died = [this](const std::string& how) { on_died(how); }}),
       policy_(options.max_engine_restarts, options.engine_restart_window),
       restart_timer_(loop),
@@ -70,10 +72,13 @@ void EngineSupervisor::start() {
 
 void EngineSupervisor::launch() {
   failure_.reset();
+  silent_looks_ = 0;
   set_activity("starting the engine process");
-  const Status started = link_.start({options_.engine, options_.scheduler, options_.log_level});
+  EngineOptions engine = options_.engine;
+  engine.hosts.rejoins = info_.has_value();
+  const Status started = link_.start({engine, options_.scheduler, options_.log_level});
   if (started.has_error()) {
-    give_up(started.error().message);
+    give_up(started.error());
     return;
   }
   progress_at_ = Clock::now();
@@ -93,6 +98,7 @@ void EngineSupervisor::on_ready(const EngineInfo& info) {
 }
 
 void EngineSupervisor::on_load(const SchedulerLoad& load) {
+  silent_looks_ = 0;
   if (load.steps != load_.steps) progress_at_ = Clock::now();
   load_ = load;
 }
@@ -104,25 +110,35 @@ void EngineSupervisor::set_busy(bool busy) {
 }
 
 void EngineSupervisor::watch() {
-  const bool wanted = phase_ == EnginePhase::kReady ? busy_ : link_.running();
+  const bool wanted = phase_ == EnginePhase::kReady ? busy_ || other_hosts() : link_.running();
   if (wanted == watching_) return;
   watching_ = wanted;
   if (wanted) {
-    watchdog_.set(watchdog_interval(options_.watchdog_timeout), [this] { look_for_progress(); });
+    watchdog_.set(watchdog_interval(options_), [this] { look_for_progress(); });
   } else {
     watchdog_.cancel();
   }
 }
 
-// Steps count, not heartbeats: a process that answers but computes nothing is stuck, too. Before there are steps,
+// Steps count, not signs of life: a process that answers but computes nothing is stuck, too. Before there are steps,
 // loading a large model may take long, but not without any work.
 void EngineSupervisor::look_for_progress() {
   watching_ = false;
   const bool ready = phase_ == EnginePhase::kReady;
   const uint64_t work = ready ? start_work_ : work_done(pid());
   if (std::exchange(start_work_, work) != work) progress_at_ = Clock::now();
+  // Signs of life count where other hosts wait for the engine: none would be there to make a step with, and one that is
+  // stopped while nothing runs would otherwise be found out by the next request. They are counted in looks, not in
+  // time, so that a front end that was stopped itself blames nobody.
+  if (ready && other_hosts() &&
+      ++silent_looks_ * watchdog_interval(options_) >= options_.engine.hosts.collective_timeout) {
+    log::error("the engine process has not been heard of for --collective-timeout {} s: it is killed",
+               options_.engine.hosts.collective_timeout.count());
+    link_.kill();
+    return;
+  }
   const auto stalled = Clock::now() - progress_at_;
-  if (stalled >= options_.watchdog_timeout) {
+  if ((busy_ || !ready) && stalled >= options_.watchdog_timeout) {
     log::error("the engine made no {} (--watchdog-timeout {}): it is killed",
                ready ? "step while requests run" : "progress while it starts", options_.watchdog_timeout.count());
     link_.kill();
@@ -141,7 +157,19 @@ void EngineSupervisor::on_died(const std::string& how) {
     return;
   }
   if (!info_) {
-    give_up(failure_ ? failure_->message : fmt::format("the engine process {} while it started", how));
+    give_up(failure_ ? Error{failure_->kind, failure_->message}
+                     : unavailable(fmt::format("the engine process {} while it started", how)));
+    return;
+  }
+  if (ended_) {
+    phase_ = EnginePhase::kStopped;
+    set_activity("stopped");
+    events_.ended();
+    return;
+  }
+  // Others did not come back within --rejoin-timeout: waiting for them again would be the same limit twice.
+  if (phase_ == EnginePhase::kRestarting && failure_ && failure_->kind == ErrorKind::kDeadline) {
+    give_up({failure_->kind, failure_->message});
     return;
   }
   phase_ = EnginePhase::kRestarting;
@@ -150,10 +178,10 @@ void EngineSupervisor::on_died(const std::string& how) {
   events_.died(how);
   load_ = {};
   if (!delay) {
-    give_up(fmt::format(
+    give_up(unavailable(fmt::format(
         "the engine process {}; it died {} times within {} s, more often than it is restarted "
         "(max_engine_restarts {})",
-        reason, policy_.recent_deaths(), options_.engine_restart_window.count(), options_.max_engine_restarts));
+        reason, policy_.recent_deaths(), options_.engine_restart_window.count(), options_.max_engine_restarts)));
     return;
   }
   log::error("the engine process {}; starting it again {}", reason,
@@ -163,7 +191,7 @@ void EngineSupervisor::on_died(const std::string& how) {
   restart_timer_.set(*delay, [this] { launch(); });
 }
 
-void EngineSupervisor::give_up(const std::string& why) {
+void EngineSupervisor::give_up(const Error& why) {
   phase_ = EnginePhase::kStopped;
   set_activity("stopped");
   events_.gave_up(why);

@@ -24,8 +24,10 @@ class EngineSupervisor {
     std::function<void(std::vector<RequestOutput>&&)> outputs;
     std::function<void(const FlushedMessage&)> flushed;
     std::function<void(const std::string& how)> died;
-    // It will not be started again; the sentence says why.
-    std::function<void(const std::string& why)> gave_up;
+    // It will not be started again; the error says why.
+    std::function<void(const Error& why)> gave_up;
+    // Another host's engine ended as it was told to, and this one with it.
+    std::function<void()> ended;
   };
 
   EngineSupervisor(EventLoop& loop, const ServeOptions& options, Events events);
@@ -34,7 +36,7 @@ class EngineSupervisor {
   // Asks the engine to end, kills it if it does not, and starts none again.
   void stop(std::function<void()> stopped);
 
-  // Whether requests are in flight: a ready engine is only watched then.
+  // Whether requests are in flight: a ready engine is only watched then, or if other hosts wait for it.
   void set_busy(bool busy);
 
   EnginePhase phase() const { return phase_; }
@@ -53,7 +55,8 @@ class EngineSupervisor {
   void on_died(const std::string& how);
   void watch();
   void look_for_progress();
-  void give_up(const std::string& why);
+  void give_up(const Error& why);
+  bool other_hosts() const { return options_.engine.parallel.nnodes > 1; }
   void set_activity(std::string activity);
 
   EventLoop& loop_;
@@ -74,9 +77,11 @@ class EngineSupervisor {
   SchedulerLoad load_;
   uint64_t restarts_ = 0;
   bool busy_ = false;
+  bool ended_ = false;
   bool watching_ = false;
   uint64_t start_work_ = 0;  // work_done() of an engine that is not ready yet
   Clock::time_point progress_at_;
+  int silent_looks_ = 0;  // of the watchdog, since the engine's last message
 };
 
 }  // namespace plait

@@ -34,8 +34,9 @@ enum class FrameKind : uint16_t {
   kOutputs,
   kLoad,
   kFlushed,
+  kEnded,
 };
-inline constexpr uint16_t kLastFrameKind = static_cast<uint16_t>(FrameKind::kFlushed);
+inline constexpr uint16_t kLastFrameKind = static_cast<uint16_t>(FrameKind::kEnded);
 
 struct Frame {
   FrameKind kind = FrameKind::kLoad;

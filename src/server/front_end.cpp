@@ -59,7 +59,8 @@ FrontEnd::FrontEnd(EventLoop& loop, const ServeOptions& options, ApiContext& con
                          if (!waiting.empty()) waiting.mapped()(message.flushed);
                        },
                    .died = [this](const std::string&) { on_died(); },
-                   .gave_up = [this](const std::string& why) { on_gave_up(why); }}),
+                   .gave_up = [this](const Error& why) { on_gave_up(why.message); },
+                   .ended = [] {}}),
       deadline_timer_(loop),
       drain_timer_(loop) {}
 

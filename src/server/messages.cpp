@@ -71,9 +71,15 @@ void describe_parallel(IO& io, M& m) {
 }
 
 template <typename IO, typename M>
+void describe_hosts(IO& io, M& m) {
+  auto& [dist_timeout, rejoin_timeout, collective_timeout, secret_file, rejoins] = m;
+  fields(io, dist_timeout, rejoin_timeout, collective_timeout, secret_file, rejoins);
+}
+
+template <typename IO, typename M>
 void describe_engine_options(IO& io, M& m) {
   auto& [model_path, config_overrides, dummy_weights, dtype, implementation, threads, page_tokens, mem_fraction_static,
-         max_total_tokens, max_running_requests, chunked_prefill_tokens, context_tokens, parallel] = m;
+         max_total_tokens, max_running_requests, chunked_prefill_tokens, context_tokens, parallel, hosts] = m;
   io(model_path);
   io.json(config_overrides);
   fields(io, dummy_weights, dtype);
@@ -81,6 +87,7 @@ void describe_engine_options(IO& io, M& m) {
   fields(io, threads, page_tokens, mem_fraction_static, max_total_tokens, max_running_requests, chunked_prefill_tokens,
          context_tokens);
   describe_parallel(io, parallel);
+  describe_hosts(io, hosts);
 }
 
 template <typename IO, typename M>
@@ -170,6 +177,9 @@ Result<std::string> encode(const SchedulerLoad& message) {
 }
 Result<std::string> encode_shutdown() {
   return finish_frame(FieldWriter(kFrameHeaderBytes), FrameKind::kShutdown);
+}
+Result<std::string> encode_ended() {
+  return finish_frame(FieldWriter(kFrameHeaderBytes), FrameKind::kEnded);
 }
 
 Result<EngineProcessOptions> decode_options(std::string_view payload) {

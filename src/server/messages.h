@@ -74,6 +74,8 @@ Result<std::string> encode(const FailedMessage& message);
 Result<std::string> encode(const OutputsMessage& message);
 Result<std::string> encode(const SchedulerLoad& message);
 Result<std::string> encode_shutdown();
+// The engine ends because the first host's did.
+Result<std::string> encode_ended();
 
 Result<EngineProcessOptions> decode_options(std::string_view payload);
 Result<Request> decode_submit(std::string_view payload);

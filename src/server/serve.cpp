@@ -10,6 +10,7 @@
 #include "checkpoint/checkpoint.h"
 #include "server/api.h"
 #include "server/http_server.h"
+#include "server/other_host.h"
 
 namespace plait {
 namespace {
@@ -132,6 +133,7 @@ class Server {
 
 int serve(const ServeOptions& options) {
   ::signal(SIGPIPE, SIG_IGN);
+  if (options.engine.parallel.node_rank > 0) return serve_with_first_host(options);
   auto model = read_model(options);
   if (model.has_error()) {
     log::error("{}", model.error().message);

@@ -24,7 +24,7 @@ SampledToken sample_one(std::vector<float> logits, const SamplingRow& row) {
 }
 
 SampledToken sample_one(std::vector<float> logits, const SamplingParams& params, std::vector<int32_t> outputs = {}) {
-  return sample_one(std::move(logits), {.params = &params, .output_ids = outputs});
+  return sample_one(std::move(logits), {.params = &params, .output_ids = outputs, .output_index = std::ssize(outputs)});
 }
 
 // Outputs of a row at the given output index; what they are matters to penalties only.
@@ -198,7 +198,7 @@ TEST(Sampler, ARowDoesNotDependOnItsBatch) {
                  .seed = random()};
     outputs[i].resize(random() % 30);
     for (int32_t& id : outputs[i]) id = static_cast<int32_t>(random() % kVocab);
-    rows[i] = {.params = &params[i], .output_ids = outputs[i], .want_logprob = true, .top_logprobs = 3};
+    rows[i] = {.params = &params[i], .output_ids = outputs[i], .output_index = std::ssize(outputs[i]), .want_logprob = true, .top_logprobs = 3};
     alone.push_back(sample_one({logits.begin() + static_cast<ptrdiff_t>(i * kVocab),
                                 logits.begin() + static_cast<ptrdiff_t>((i + 1) * kVocab)},
                                rows[i]));
@@ -255,7 +255,7 @@ TEST(Sampler, PenaltiesByTheirFormulas) {
   SamplingParams params{.temperature = 0, .frequency_penalty = 0.5, .presence_penalty = 0.25};
   const std::vector<int32_t> prompt = {4, 4, 5};
   const std::vector<int32_t> outputs = {1, 2, 1, 1};
-  SamplingRow row{.params = &params, .prompt_ids = prompt, .output_ids = outputs};
+  SamplingRow row{.params = &params, .prompt_ids = prompt, .output_ids = outputs, .output_index = std::ssize(outputs)};
   EXPECT_NEAR(adjusted_logit(2, 1, row), 2 - 3 * 0.5 - 0.25, 1e-4);
   EXPECT_NEAR(adjusted_logit(2, 2, row), 2 - 0.5 - 0.25, 1e-4);
   EXPECT_NEAR(adjusted_logit(2, 4, row), 2, 1e-4) << "prompt tokens are not penalised";
@@ -280,7 +280,7 @@ TEST(Sampler, EndIdsAreImpossibleBeforeMinNewTokens) {
   const std::vector<int32_t> end_ids = {1, 3};
   for (int64_t index = 0; index < 4; ++index) {
     const auto outputs = outputs_of_length(index);
-    const auto token = sample_one({0, 9, 1, 8}, {.params = &params, .output_ids = outputs, .end_ids = end_ids});
+    const auto token = sample_one({0, 9, 1, 8}, {.params = &params, .output_ids = outputs, .output_index = std::ssize(outputs), .end_ids = end_ids});
     EXPECT_EQ(token.id, index < 2 ? 2 : 1);
   }
 }
@@ -367,7 +367,7 @@ TEST(Sampler, LogprobsAreThoseOfTheRawLogits) {
   const std::vector<int32_t> outputs = {1, 2, 3}, wanted = {163839, 0, 5, 2};
   const auto token = sample_one(
       logits,
-      {.params = &params, .output_ids = outputs, .want_logprob = true, .top_logprobs = 20, .logprob_ids = wanted});
+      {.params = &params, .output_ids = outputs, .output_index = std::ssize(outputs), .want_logprob = true, .top_logprobs = 20, .logprob_ids = wanted});
   EXPECT_NEAR(token.logprob, expected(token.id), 2e-6);
   ASSERT_EQ(token.top.size(), 20U);
   std::vector<int32_t> order(logits.size());

@@ -49,12 +49,13 @@ def process_runs(pid):
 class Server:
     """`plait serve` on a free port. Use as a context manager, or stop() it."""
 
-    def __init__(self, plait, *flags, model=DEMO_MODEL, api_key=None, program_prefix=(), log=None):
+    def __init__(self, plait, *flags, model=DEMO_MODEL, api_key=None, program_prefix=(), log=None, host="127.0.0.1"):
         """`log`: where the log goes instead of a file; then --port must be given."""
+        self.host = host
         self.log_file = tempfile.NamedTemporaryFile(prefix="plait-", suffix=".log", delete=False)
         self.api_key = api_key
         flags = [str(flag) for flag in flags]
-        command = [*program_prefix, str(plait), "serve", "--model-path", str(model), *flags]
+        command = [*program_prefix, str(plait), "serve", "--model-path", str(model), "--host", host, *flags]
         if "--port" not in flags:
             command += ["--port", "0"]
         if "--max-total-tokens" not in flags:
@@ -116,7 +117,7 @@ class Server:
 
     @property
     def url(self):
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def headers(self):
@@ -156,7 +157,7 @@ class Server:
         return None
 
     def connect(self):
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_SECONDS)
+        connection = socket.create_connection((self.host, self.port), timeout=PATIENCE_SECONDS)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
 

@@ -91,7 +91,8 @@ class EngineRound {
     const auto step = [&](std::span<const int32_t> tokens, int64_t first_position) {
       StepBuilder builder(steps_++);
       builder.add(tokens, first_position, pages_, prompt_tokens, 1);
-      const SamplingRow row{.params = &greedy_, .prompt_ids = prompt_, .output_ids = output};
+      const SamplingRow row{
+          .params = &greedy_, .prompt_ids = prompt_, .output_ids = output, .output_index = std::ssize(output)};
       output.push_back(engine_->execute(std::move(builder).build(), {&row, 1})[0].id);
     };
     step(prompt_, 0);

@@ -1,0 +1,159 @@
+#include "engine/host_team.h"
+
+#include "base/assert.h"
+
+namespace plait {
+namespace {
+
+constexpr std::string_view kReport = "report of the start";
+constexpr std::string_view kVerdict = "verdict on the start";
+constexpr std::string_view kOrder = "order";
+constexpr std::string_view kTokens = "tokens";
+
+}  // namespace
+
+Result<HostTeam> HostTeam::open(std::shared_ptr<comm::World> world) {
+  HostTeam hosts;
+  hosts.world_ = std::move(world);
+  if (hosts.world_ && hosts.world_->nodes().size() > 1) {
+    PLAIT_ASSIGN_OR_RETURN(HostChannel channel, HostChannel::open(*hosts.world_));
+    hosts.channel_.emplace(std::move(channel));
+  }
+  return hosts;
+}
+
+Result<int64_t> HostTeam::agree_on_start(const Result<int64_t>& own_pages) {
+  if (!channel_) return own_pages;
+  StartReport own;
+  if (own_pages.has_error()) {
+    own.failure = own_pages.error();
+  } else {
+    own.kv_pages = *own_pages;
+  }
+  StartReport verdict;
+  if (leads()) {
+    PLAIT_ASSIGN_OR_RETURN(verdict, merge_reports(std::move(own)));
+    for (int host = 1; host < channel_->hosts(); ++host)
+      PLAIT_RETURN_IF_ERROR(channel_->send(kVerdict, encode(verdict), host));
+  } else {
+    PLAIT_RETURN_IF_ERROR(channel_->send(kReport, encode(own), 0));
+    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel_->receive(kVerdict, 0));
+    PLAIT_ASSIGN_OR_RETURN(verdict, decode_start_report(bytes));
+  }
+  if (own_pages.has_error()) return own_pages;  // in this host's own words
+  if (verdict.failure) return *verdict.failure;
+  return verdict.kv_pages;
+}
+
+Result<StartReport> HostTeam::merge_reports(StartReport own) {
+  const auto name_host = [&](int host, std::optional<Error>& failure) {
+    const std::string& address = world_->nodes()[static_cast<size_t>(host)].host;
+    if (failure) failure = std::move(*failure).within(fmt::format("host {} ({})", host, address));
+  };
+  StartReport all = std::move(own);
+  name_host(0, all.failure);
+  for (int host = 1; host < channel_->hosts(); ++host) {
+    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel_->receive(kReport, host));
+    PLAIT_ASSIGN_OR_RETURN(StartReport report, decode_start_report(bytes));
+    name_host(host, report.failure);
+    if (report.failure && !all.failure) all.failure = std::move(report.failure);
+    all.kv_pages = std::min(all.kv_pages, report.kv_pages);
+  }
+  return all;
+}
+
+int HostTeam::host_of_logits(int dp) const {
+  return world_->node_of(team_->logits_rank(dp));
+}
+
+// The tokens of the data-parallel ranks whose logits are here; the others' stay empty.
+Result<SampledRows> HostTeam::run_here(std::span<const StepCall> of_dp_ranks) {
+  std::vector<const Step*> steps;
+  for (const StepCall& call : of_dp_ranks) steps.push_back(call.step);
+  SampledRows sampled(of_dp_ranks.size());
+  PLAIT_RETURN_IF_ERROR(team_->run(steps, [&](int dp, ThreadPool& pool, Rows logits) {
+    sampled[static_cast<size_t>(dp)] = sample(pool, logits, of_dp_ranks[static_cast<size_t>(dp)].rows);
+  }));
+  return sampled;
+}
+
+Result<SampledRows> HostTeam::run(std::span<const StepCall> of_dp_ranks) {
+  if (!channel_) return run_here(of_dp_ranks);
+  HostOrder order;
+  for (const StepCall& call : of_dp_ranks) order.of_dp_ranks.push_back(*call.step);
+  for (int host = 1; host < channel_->hosts(); ++host) {
+    order.rows.assign(of_dp_ranks.size(), {});
+    for (size_t dp = 0; dp < of_dp_ranks.size(); ++dp) {
+      if (host_of_logits(static_cast<int>(dp)) != host) continue;
+      for (const SamplingRow& row : of_dp_ranks[dp].rows) order.rows[dp].push_back(OwnedSamplingRow::of(row));
+    }
+    PLAIT_RETURN_IF_ERROR(channel_->send(kOrder, encode(order), host));
+  }
+  PLAIT_ASSIGN_OR_RETURN(SampledRows sampled, run_here(of_dp_ranks));
+  for (size_t dp = 0; dp < of_dp_ranks.size(); ++dp) {
+    const int host = host_of_logits(static_cast<int>(dp));
+    if (host == 0 || of_dp_ranks[dp].rows.empty()) continue;
+    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel_->receive(kTokens, host));
+    PLAIT_ASSIGN_OR_RETURN(SampledRows theirs, decode_sampled(bytes));
+    if (theirs.size() != 1 || theirs.front().size() != of_dp_ranks[dp].rows.size())
+      return corrupt(fmt::format("host {} chose tokens for other rows than it was asked for", host));
+    sampled[dp] = std::move(theirs.front());
+  }
+  return sampled;
+}
+
+Status HostTeam::send_to_all(const HostOrder& order) {
+  if (!channel_) return {};
+  for (int host = 1; host < channel_->hosts(); ++host)
+    PLAIT_RETURN_IF_ERROR(channel_->send(kOrder, encode(order), host));
+  return {};
+}
+
+Status HostTeam::arm_deadlines(std::chrono::milliseconds limit) {
+  PLAIT_RETURN_IF_ERROR(send_to_all({.kind = HostOrder::Kind::kArmDeadlines}));
+  team_->world().set_deadline(limit);
+  return {};
+}
+
+Status HostTeam::end() {
+  return send_to_all({.kind = HostOrder::Kind::kEnd});
+}
+
+Status HostTeam::follow(std::chrono::milliseconds limit_when_armed, const std::function<void()>& ready) {
+  PLAIT_ASSERT(!leads(), "the first host leads");
+  channel_->wait_for_ever();
+  while (true) {
+    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel_->receive(kOrder, 0));
+    PLAIT_ASSIGN_OR_RETURN(const HostOrder order, decode_order(bytes));
+    switch (order.kind) {
+      case HostOrder::Kind::kStep:
+        PLAIT_RETURN_IF_ERROR(follow_step(order));
+        break;
+      case HostOrder::Kind::kArmDeadlines:
+        world_->set_deadline(limit_when_armed);
+        ready();
+        break;
+      case HostOrder::Kind::kEnd:
+        return {};
+    }
+  }
+}
+
+Status HostTeam::follow_step(const HostOrder& order) {
+  const auto dp_ranks = static_cast<size_t>(team_->dp_ranks());
+  if (order.of_dp_ranks.size() != dp_ranks || order.rows.size() != dp_ranks)
+    return corrupt(fmt::format("the first host sent a step for {} data-parallel ranks, not {}",
+                               order.of_dp_ranks.size(), dp_ranks));
+  std::vector<std::vector<SamplingRow>> rows(dp_ranks);
+  std::vector<StepCall> calls;
+  for (size_t dp = 0; dp < dp_ranks; ++dp) {
+    for (const OwnedSamplingRow& row : order.rows[dp]) rows[dp].push_back(row.view());
+    calls.push_back({&order.of_dp_ranks[dp], rows[dp]});
+  }
+  PLAIT_ASSIGN_OR_RETURN(SampledRows sampled, run_here(calls));
+  for (size_t dp = 0; dp < dp_ranks; ++dp)
+    if (!rows[dp].empty()) PLAIT_RETURN_IF_ERROR(channel_->send(kTokens, encode(SampledRows{sampled[dp]}), 0));
+  return {};
+}
+
+}  // namespace plait

@@ -1,0 +1,63 @@
+// The ranks of all hosts as one: the first host leads, the others follow.
+//
+// Owns this host's RankTeam and the channel to the other hosts. One thread drives it. The first host sends every step
+// to the others before it runs its own part, so all teams run the same steps in the same order; a host that has a
+// data-parallel rank's logits chooses its tokens and sends them back. With one host there is no channel and nothing is
+// sent.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+
+#include "base/error.h"
+#include "engine/host_channel.h"
+#include "engine/host_messages.h"
+#include "engine/rank_team.h"
+
+namespace plait {
+
+class HostTeam {
+ public:
+  // Of this process alone if `world` is null.
+  static Result<HostTeam> open(std::shared_ptr<comm::World> world);
+
+  const std::shared_ptr<comm::World>& world() const { return world_; }
+  bool leads() const { return !channel_ || channel_->host() == 0; }
+
+  // Every host says how its start went, and gets the KV pages that all have memory for. An error of any host is every
+  // host's, and names the host.
+  Result<int64_t> agree_on_start(const Result<int64_t>& own_pages);
+  void take(std::unique_ptr<RankTeam> team) { team_ = std::move(team); }
+  RankTeam& team() { return *team_; }
+
+  // -- The first host
+  Result<SampledRows> run(std::span<const StepCall> of_dp_ranks);
+  // From now on no rank waits longer than this for another one.
+  Status arm_deadlines(std::chrono::milliseconds limit);
+  // The others end by themselves.
+  Status end();
+
+  // -- The others: run what the first host sends until it ends. `ready` is called when deadlines are armed.
+  Status follow(std::chrono::milliseconds limit_when_armed, const std::function<void()>& ready);
+
+  // What ended the world; empty while it works.
+  std::optional<Error> failure() const { return team_->failure(); }
+
+ private:
+  HostTeam() = default;
+  Result<StartReport> merge_reports(StartReport own);
+  Result<SampledRows> run_here(std::span<const StepCall> of_dp_ranks);
+  int host_of_logits(int dp) const;
+  Status send_to_all(const HostOrder& order);
+  Status follow_step(const HostOrder& order);
+
+  // The team goes first: its communicators refer to the world.
+  std::shared_ptr<comm::World> world_;
+  std::optional<HostChannel> channel_;
+  std::unique_ptr<RankTeam> team_;
+};
+
+}  // namespace plait

@@ -2,6 +2,7 @@
 
 #include "bench/machine_probe.h"
 #include "bench/model_bench.h"
+#include "bench/parallel_bench.h"
 #include "bench/report.h"
 #include "bench/server_bench.h"
 #include "checkpoint/checkpoint.h"
@@ -41,6 +42,7 @@ Status bench_checkpoint(const Settings& settings, ThreadPool& pool, BenchReport&
 }
 
 Status bench(const Settings& settings) {
+  if (settings.bench.parallel) return bench_parallel(settings.engine(), settings.bench);
   if (settings.bench.server) return bench_server(settings.serve, settings.bench.format);
   ThreadPool pool(settings.engine().threads);
   BenchReport report(settings.bench.format, stdout);

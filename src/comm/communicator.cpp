@@ -35,6 +35,9 @@ int Communicator::world_rank(int member) const {
 bool Communicator::spans_processes() const {
   return group_->spans_processes();
 }
+std::span<const Traffic> Communicator::traffic() const {
+  return seat_->traffic;
+}
 void Communicator::set_step(int64_t step) {
   seat_->step = step;
 }
@@ -274,7 +277,11 @@ Status Communicator::send(std::string_view name, const void* data, int64_t count
 Status Communicator::receive(std::string_view name, void* data, int64_t count, DType dtype, int from) {
   PLAIT_COMM_REQUIRE(count >= 0, "count is {}", count);
   PLAIT_COMM_REQUIRE(from >= 0 && from < size() && from != rank(), "cannot receive from member {} of {}", from, size());
-  return group_->receive(*seat_, make_record(Operation::kSend, name, dtype, count, -1, {}), data, from);
+  PLAIT_RETURN_IF_ERROR(group_->receive(*seat_, make_record(Operation::kSend, name, dtype, count, -1, {}), data, from));
+  Traffic& received = seat_->traffic_of(Operation::kSend, name);
+  ++received.calls;
+  received.bytes += static_cast<uint64_t>(count * size_of(dtype));
+  return {};
 }
 
 }  // namespace plait::comm

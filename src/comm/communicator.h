@@ -29,6 +29,14 @@ namespace plait::comm {
 class Group;
 struct Seat;
 
+// What a member has received from the others under one name, whatever it sums or copies of it.
+struct Traffic {
+  const char* operation = "";  // "all_reduce"
+  std::string name;
+  uint64_t calls = 0;
+  uint64_t bytes = 0;
+};
+
 class Communicator {
  public:
   Communicator(std::shared_ptr<Group> group, Seat* seat) : group_(std::move(group)), seat_(seat) {}
@@ -38,6 +46,8 @@ class Communicator {
   const std::string& group_name() const;
   int world_rank(int member) const;  // the world's number of a member
   bool spans_processes() const;
+  // Of this member's calls so far, in the order of their first ones.
+  std::span<const Traffic> traffic() const;
 
   // For messages: the step that the next calls belong to.
   void set_step(int64_t step);

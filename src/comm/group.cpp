@@ -106,6 +106,35 @@ Status Group::wait_for_local(Seat& seat) {
 }
 
 Status Group::meet(Seat& seat) {
+  PLAIT_RETURN_IF_ERROR(meet_others(seat));
+  count_traffic(seat);
+  return {};
+}
+
+// A few names at most: every layer's calls have the same.
+Traffic& Seat::traffic_of(Operation operation, std::string_view call_name) {
+  const char* const operation_name = name_of(operation);
+  const auto found = std::find_if(traffic.begin(), traffic.end(), [&](const Traffic& entry) {
+    return entry.operation == operation_name && entry.name == call_name;
+  });
+  if (found != traffic.end()) return *found;
+  return traffic.emplace_back(operation_name, std::string(call_name));
+}
+
+void Group::count_traffic(Seat& seat) {
+  const Call& own = seat.calls[seat.calls_begun & 1];
+  const CallRecord& record = own.record;
+  Traffic& entry = seat.traffic_of(record.operation, seat.name);
+  if (record.stage != Stage::kGatherShares) ++entry.calls;
+  for (int source = 0; source < size(); ++source) {
+    if (source == seat.rank || (record.root >= 0 && source != record.root)) continue;
+    // All give the same counts, but for an all-to-all; those of a member that has left a small call are gone.
+    const Call& call = record.operation == Operation::kAllToAll ? call_of(seat, source) : own;
+    entry.bytes += static_cast<uint64_t>(block_of(call, source, seat.rank, size()).bytes);
+  }
+}
+
+Status Group::meet_others(Seat& seat) {
   PLAIT_RETURN_IF_ERROR(wait_for_local(seat));
   const size_t parity = seat.calls_begun & 1;
   const Seat& first = *seats_.front();

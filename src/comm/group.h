@@ -41,6 +41,8 @@ struct Seat {
   Patience patience;
   std::vector<Communicator::Piece> pieces;
   std::vector<const std::byte*> sources;
+  std::vector<Traffic> traffic;
+  Traffic& traffic_of(Operation operation, std::string_view call_name);
 
   // Read by other members between `arrived` of this call and of the next but one.
   std::array<Call, 2> calls;
@@ -97,6 +99,8 @@ class Group {
 
  private:
   Error leave(Seat& seat, Error error);
+  Status meet_others(Seat& seat);
+  void count_traffic(Seat& seat);
   Status wait_for_local(Seat& seat);
 
   World& world_;

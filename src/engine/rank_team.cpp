@@ -192,6 +192,19 @@ int RankTeam::logits_rank(int dp) const {
   return (config.pp_size - 1) * config.tp_size + dp * config.attn_cp_size * config.attn_tp_size();
 }
 
+StepTraffic RankTeam::traffic() const {
+  StepTraffic all;
+  const auto add = [&](const comm::Communicator& group) {
+    for (const comm::Traffic& entry : group.traffic())
+      all[{entry.operation, entry.name}] += static_cast<double>(entry.bytes);
+  };
+  for (const auto& rank : ranks_) {
+    for (const auto& [axes, group] : rank->groups) add(group);
+    if (rank->pipeline) add(*rank->pipeline);
+  }
+  return all;
+}
+
 std::optional<Error> RankTeam::failure() const {
   const std::optional<comm::Failure> failure = world_->failure();
   if (!failure) return std::nullopt;

@@ -16,6 +16,7 @@
 #include "comm/world.h"
 #include "engine/kv_pool.h"
 #include "engine/rank_backend.h"
+#include "engine/step_traffic.h"
 #include "layout/plan.h"
 #include "model/model.h"
 #include "topology/topology.h"
@@ -65,6 +66,12 @@ class RankTeam {
 
   const Topology& topology() const { return topology_; }
   const Plan& plan() const { return programs_.front().plan; }
+  // Of the last step.
+  const Plan& last_plan() const { return program_->plan; }
+  const AgreedStep& last_step() const { return step_; }
+  // What the ranks here have received from others so far.
+  StepTraffic traffic() const;
+
   Model& model_of(int rank);  // which lives here
   Model& first_model() { return model_of(first_rank()); }
   int first_rank() const;  // of those here

@@ -76,17 +76,22 @@ struct Declarer {
     stage.needs = sharded(axes.all());
     stage.owes = {};
     if (axes.experts().empty()) return stage;
-    // A token goes once to every rank that has one of its experts.
+    // A token goes once to every rank that has one of its experts; each of these experts' results comes back, because
+    // weights are applied where the token is.
     const double ranks = axes.width(axes.experts());
-    const double reached = ranks * (1 - std::pow(1 - 1 / ranks, static_cast<double>(facts.experts_per_token)));
-    for (const char* what : {"dispatch", "combine"}) {
-      stage.inside.push_back({.what = what,
-                              .kind = CollectiveKind::kAllToAll,
-                              .axes = axes.experts(),
-                              .row_bytes = facts.hidden * facts.activation_bytes,
-                              .after = std::string_view(what) == "combine",
-                              .rows_per_token = reached * (ranks - 1) / ranks});
-    }
+    const auto chosen = static_cast<double>(facts.experts_per_token);
+    const double elsewhere = (ranks - 1) / ranks;
+    const double reached = ranks * (1 - std::pow(elsewhere, chosen));
+    StageTraffic traffic{.what = "dispatch",
+                         .kind = CollectiveKind::kAllToAll,
+                         .axes = axes.experts(),
+                         .row_bytes = facts.hidden * facts.activation_bytes,
+                         .rows_per_token = reached * elsewhere};
+    stage.inside.push_back(traffic);
+    traffic.what = "combine";
+    traffic.after = true;
+    traffic.rows_per_token = chosen * elsewhere;
+    stage.inside.push_back(traffic);
     return stage;
   }
 

@@ -84,6 +84,8 @@ class Team {
     return result;
   }
 
+  const RankTeam& ranks() const { return *team_; }
+
  private:
   const ModelConfig& config_;
   std::unique_ptr<RankTeam> team_;
@@ -192,6 +194,49 @@ TEST(Ranks, GoldensInManyConfigurations) {
       "exchange; "
       "%zu valid\n",
       cases, context_parallel, pipelines, exchanges, valid);
+}
+
+// Every byte that the planner's costs count moves, and no other.
+TEST(Ranks, MoveTheBytesThatThePlanAnnounces) {
+  const GoldenFolder golden = GoldenFolder::read("v3");
+  const std::vector<ParallelConfig> all = configurations(model_facts(golden.config));
+  const auto cases = static_cast<size_t>(repetitions(60));
+  int collectives = 0;
+  for (size_t i = 0; i < cases; ++i) {
+    const ParallelConfig& config = all[i];
+    SCOPED_TRACE(to_flags(config));
+    Team team(golden.config, golden.weights,
+              {.parallel = config,
+               .model = {kernels::Implementation::kFast, kernels::Activation::kFloat32, {}},
+               .threads = 1,
+               .padding = PaddingMode::kMaxLen});
+    std::vector<Team::Sequence> sequences;
+    for (int dp = 0; dp < config.attn_dp_size(); ++dp) sequences.push_back(team.make(dp));
+    std::vector<Team::Sequence*> present;
+    for (Team::Sequence& sequence : sequences) present.push_back(&sequence);
+    const std::vector<int32_t> ids(8, 3);
+    team.append(present, std::vector<std::vector<int32_t>>(present.size(), ids), 8);
+
+    const StepTraffic moved = team.ranks().traffic();
+    StepTraffic planned = planned_traffic(team.ranks().last_plan(), team.ranks().last_step());
+    for (const auto& [name, bytes] : moved) {
+      const auto plan = planned.extract(name);
+      const std::string what = name.first + " of " + name.second;
+      ASSERT_TRUE(!plan.empty() || bytes == 0) << what << " is not planned, and moves " << bytes << " bytes";
+      if (plan.empty() || name.first == "all_to_all") continue;  // which depends on routing
+      ++collectives;
+      if (name.first != "all_reduce") {
+        EXPECT_DOUBLE_EQ(bytes, plan.mapped()) << what;
+        continue;
+      }
+      // One of a few kilobytes is summed whole by every rank, which is n / 2 times a ring's bytes and half its rounds.
+      EXPECT_GE(bytes, plan.mapped()) << what;
+      EXPECT_LE(bytes, plan.mapped() * config.tp_size / 2) << what;
+    }
+    for (const auto& [name, bytes] : planned)
+      EXPECT_EQ(bytes, 0) << name.first << " of " << name.second << " is planned and moves nothing";
+  }
+  std::printf("%d collectives of %zu configurations moved the bytes that their plans announce\n", collectives, cases);
 }
 
 }  // namespace

@@ -12,7 +12,8 @@ struct BenchOptions {
   enum class WeightKind { kAsStored, kBF16, kFP8 };
 
   bool machine_only = false;
-  bool server = false;  // the cost of serving instead of the model's speed
+  bool server = false;    // the cost of serving instead of the model's speed
+  bool parallel = false;  // two ranks on this machine against one, and what they send each other
   Format format = Format::kTable;
 
   // Without --model-path: V2-Lite's widths. Layers 0: as many as fit, at most kMostLayers.

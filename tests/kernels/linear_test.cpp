@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/cpu/linear_kernels.h"
+#include "tests/support/effort.h"
 
 namespace plait::kernels {
 namespace {
@@ -156,7 +157,7 @@ TEST_P(EveryImplementation, ProductsOfRandomShapes) {
   int cases = 0;
   for (const WeightFormat format : kFormats)
     for (const Activation activation : kActivations)
-      for (int round = 0; round < 24; ++round, ++cases) {
+      for (int round = 0; round < repetitions(24); ++round, ++cases) {
         const int64_t in = round < 4 ? uniform(random, 1, 5) : uniform(random, 1, 400);
         const int64_t out = uniform(random, 1, 150), rows = uniform(random, 0, 70);
         const StoredWeight stored = random_weight(random, natural_dtype(format), out, in);
@@ -180,7 +181,7 @@ TEST_P(EveryImplementation, GroupsWriteTheirRowsOnly) {
   int cases = 0;
   for (const WeightFormat format : kFormats)
     for (const Activation activation : kActivations)
-      for (int round = 0; round < 6; ++round, ++cases) {
+      for (int round = 0; round < repetitions(6); ++round, ++cases) {
         const int64_t in = uniform(random, 1, 300), out = uniform(random, 1, 100), experts = uniform(random, 1, 9);
         std::vector<StoredWeight> stored;
         std::vector<PackedMatrix> weights;
@@ -289,7 +290,7 @@ TEST_P(EveryImplementation, PartsOfAnySourceTypePackAnywhere) {
   constexpr DType kSources[] = {DType::kF32, DType::kBF16, DType::kF16, DType::kF8E4M3};
   int cases = 0;
   for (const WeightFormat format : kFormats)
-    for (int round = 0; round < 20; ++round, ++cases) {
+    for (int round = 0; round < repetitions(20); ++round, ++cases) {
       const int64_t in = uniform(random, 1, 300);
       std::vector<StoredWeight> parts;
       int64_t out = 0;

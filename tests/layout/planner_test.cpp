@@ -7,6 +7,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "tests/support/effort.h"
 #include "tests/topology/configurations.h"
 #include "topology/rules.h"
 
@@ -197,7 +198,9 @@ TEST(Planner, EveryStageHappensOnce) {
   ModelFacts facts = v3();
   facts.layers = 9;
   facts.fp8_block = 0;
-  for (const ParallelConfig& config : test::valid_configurations(8))
+  int64_t index = 0;
+  for (const ParallelConfig& config : test::valid_configurations(8)) {
+    if (kSanitized && ++index % 8 != 0) continue;
     for (const bool context : {false, true}) {
       if (context && config.attn_cp_size == 1) continue;
       const auto plan = make_plan(Topology(config), facts, {.context_parallel = context});
@@ -219,6 +222,7 @@ TEST(Planner, EveryStageHappensOnce) {
         ASSERT_EQ(norms, at.layer >= 0 ? 2 : plan->segments[at.segment].kind == SegmentKind::kHead);
       }
     }
+  }
   fmt::print("{} plans\n", plans);
 }
 
@@ -255,8 +259,8 @@ TEST(Planner, IsQuick) {
       best_ms = std::min(best_ms, took.count());
     }
     fmt::print("{:.2f} ms for 61 layers on 64 ranks: {}\n", best_ms, to_flags(config));
-#if defined(NDEBUG) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-    EXPECT_LT(best_ms, 10);
+#if defined(NDEBUG)
+    if (!kSanitized) EXPECT_LT(best_ms, 10);
 #endif
   }
 }

@@ -6,6 +6,7 @@
 #include "engine/engine.h"
 #include "scheduler/batcher.h"
 #include "tests/model/goldens.h"
+#include "tests/support/effort.h"
 
 namespace plait {
 namespace {
@@ -120,7 +121,11 @@ TEST_P(EngineBatching, TokensAreThoseOfTheRequestAlone) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Activations, EngineBatching, ::testing::Values("float32", "bfloat16"));
+std::vector<const char*> activations() {
+  if (kSanitized) return {"bfloat16"};
+  return {"float32", "bfloat16"};
+}
+INSTANTIATE_TEST_SUITE_P(Activations, EngineBatching, ::testing::ValuesIn(activations()));
 
 }  // namespace
 }  // namespace plait

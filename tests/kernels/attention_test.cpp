@@ -1,9 +1,13 @@
 #include "kernels/attention.h"
 
 #include <cstdio>
+#include <set>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include "kernels/cpu/attention_kernels.h"
+#include "kernels/cpu/linear_kernels.h"
 #include "tests/kernels/attention_fixture.h"
 #include "tests/support/effort.h"
 
@@ -291,6 +295,35 @@ TEST(AttentionImplementations, FastAgreesWithReference) {
     }
   }
   std::printf("%d shapes, largest difference %.1e\n", cases, worst);
+}
+
+// Vectors of every width have a layout of their own. Widths that fill them, and others; heads that do, and others.
+TEST(AttentionImplementations, EveryInstructionSetAgainstTheDefinition) {
+  int cases = 0;
+  std::set<std::string_view> names;
+  for (const std::string_view target : linear_targets()) {
+    ASSERT_TRUE(select_linear_target(target));
+    names.insert(attention_kernels().name);
+    for (const int64_t heads : {1, 6, 16, 21}) {
+      for (const auto& [latent, rope] : {std::pair<int64_t, int64_t>{512, 64}, {288, 32}, {300, 18}, {5, 2}}) {
+        const AttentionShape shape{.heads = heads, .latent = latent, .rope = rope, .scale = 0.1f};
+        const Attention attention{shape, Form::kAbsorbed};
+        Sequence sequence = make_sequence(attention, 67, cases);
+        const DType dtype = cases % 2 == 0 ? DType::kBF16 : DType::kF32;
+        TestContext context(Implementation::kFast);
+        const std::vector<float> out = run_at_once(context, attention, sequence, dtype, 16);
+        for (const int64_t position : {2, 66}) {
+          const std::vector<double> expected = attend_by_definition(attention, {}, sequence, dtype, position);
+          for (int64_t i = 0; i < heads * latent; ++i)
+            ASSERT_NEAR(out[position * heads * latent + i], expected[i], 2e-5)
+                << attention_kernels().name << ", " << heads << " heads, " << latent << " + " << rope << ", " << i;
+        }
+        ++cases;
+      }
+    }
+  }
+  select_linear_target({});
+  std::printf("%d shapes, instruction sets: %s\n", cases, fmt::format("{}", fmt::join(names, " ")).c_str());
 }
 
 }  // namespace

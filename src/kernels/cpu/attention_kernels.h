@@ -31,55 +31,16 @@ inline int64_t padded_stride(int64_t width) {
 inline int64_t padded_width(int64_t width) {
   return (width + kPad - 1) / kPad * kPad;
 }
-// Floats between the keys of an absorbed tile in every published model: kernels have it as a constant.
-inline constexpr int64_t kUsualKeyStride = 37 * kPad;  // padded_stride(512 + 64)
-
-// Memory that is fetched into the second-level cache while something else is computed: line after line, spread over the
-// work, because a core can wait for a dozen lines only.
-struct Prefetch {
-  const std::byte* const* rows = nullptr;  // [row_count]
-  int64_t row_count = 0;
-  int64_t row_bytes = 0;
-  int64_t interval_mask = 0;  // one line every so many steps of a loop: a power of two, minus one
-  // Where it stands.
-  int64_t row = 0;
-  int64_t offset_bytes = 0;
-  void next_line() {
-    if (row == row_count) return;
-    __builtin_prefetch(rows[row] + offset_bytes, 0, 2);
-    offset_bytes += 64;
-    if (offset_bytes >= row_bytes) {
-      offset_bytes = 0;
-      ++row;
-    }
-  }
-};
-
-// scores[token, row] = sum over width of q[row] * keys[token], lanes along the width: for few rows. Both sides are zero
-// between the true width and `width`, a multiple of kPad.
-struct DotCall {
-  const float* q = nullptr;  // [rows, width]
-  int64_t q_stride = 0;
-  int64_t rows = 0;
-  const float* keys = nullptr;  // [tokens, width]
-  int64_t key_stride = 0;
-  int64_t tokens = 0;
-  int64_t width = 0;
-  float* scores = nullptr;  // [tokens, score_stride]
-  int64_t score_stride = 0;
-  Prefetch* prefetch = nullptr;
-};
 
 // scores -> exp(score - maximum), with running maximum and sum of each row; `values`, the sum of values so far, is
 // rescaled where the maximum rises. A maximum of -infinity means that nothing has had any weight so far.
 struct SoftmaxCall {
-  float* scores = nullptr;  // in place; by rows: [rows, kKeyTileTokens], by columns: [tokens, score_stride]
+  float* scores = nullptr;  // [rows, kKeyTileTokens], in place
   int64_t score_stride = 0;
   int64_t rows = 0;
-  const int32_t* visible = nullptr;  // by rows: [rows] tokens that each row sees; the scores of others are ignored
-  int64_t tokens = 0;                // by columns: tokens that all rows see
-  float* maximum = nullptr;          // [rows up to a kPad]
-  float* sum = nullptr;              // [rows up to a kPad]
+  const int32_t* visible = nullptr;  // [rows] tokens that each row sees; the scores of others are ignored
+  float* maximum = nullptr;          // [rows]
+  float* sum = nullptr;              // [rows]
   float* values = nullptr;           // [rows, value_width]
   int64_t value_stride = 0;
   int64_t value_width = 0;
@@ -88,9 +49,8 @@ struct SoftmaxCall {
 // c[row] (+)= sum over i of a[row, i] * b[i], lanes along the columns, a multiple of kPad. i runs over [0, depth), or
 // over [0, visible[row]) where `visible`, which must not decrease, is given.
 struct ProductCall {
-  const float* a = nullptr;  // [rows, depth], or [depth, rows] if transposed
+  const float* a = nullptr;  // [rows, depth]
   int64_t a_stride = 0;
-  bool a_transposed = false;
   int64_t rows = 0;
   const float* b = nullptr;  // [depth, columns]
   int64_t b_stride = 0;
@@ -100,25 +60,63 @@ struct ProductCall {
   int64_t c_stride = 0;
   int64_t columns = 0;
   bool accumulate = false;
-  Prefetch* prefetch = nullptr;  // if a_transposed: always; not with `visible`
 };
 
 struct AttentionKernels {
   std::string_view name;  // of the instruction set
-  int64_t lanes = 0;      // of a vector
   void (*load_row)(const std::byte* row, DType dtype, int64_t width, float* out, int64_t padded_width);
   void (*store_row)(const float* row, int64_t width, DType dtype, std::byte* out);
-  void (*dot)(const DotCall& call);
   void (*softmax_rows)(const SoftmaxCall& call);
-  void (*softmax_columns)(const SoftmaxCall& call);
   void (*product)(const ProductCall& call);
-  // Merges `other` into what was seen so far: two stretches of keys, each with a maximum of its own.
-  void (*merge)(float other_maximum, float other_sum, const float* other, float& maximum, float& sum, float* values,
-                int64_t columns);
   // out[0, width) = values / sum; zeros if nothing had any weight. out has no padding.
   void (*finish)(const float* values, float sum, float* out, int64_t width);
 };
 
 const AttentionKernels& attention_kernels();
+
+// -- Absorbed form --
+
+inline constexpr int64_t kMaxTileHeads = 16;
+
+// One tile of keys, which are values too, and a group of heads. Keys are in *split order*: of every 2 * lanes numbers
+// first the even ones, then the odd ones, because that is how a vector of words, each two BF16 numbers, comes apart.
+struct AbsorbedTile {
+  // [kKeyTileTokens], of key_width numbers; from `tokens` on they repeat any of them.
+  const std::byte* const* rows = nullptr;
+  const std::byte* const* next_rows = nullptr;  // [kKeyTileTokens]: fetched to the second-level cache meanwhile
+  DType dtype = DType::kBF16;                   // of the rows
+  int64_t tokens = 0;
+  int64_t heads = 0;        // up to kMaxTileHeads
+  int64_t key_width = 0;    // a multiple of 2 * lanes
+  int64_t value_width = 0;  // a multiple of 2 * lanes, at most key_width
+  // [heads / lanes, key_width / 4, 4, lanes / 4, 4]: number 4 k + i of head h at [h / lanes, k, h % 4, h % lanes / 4,
+  // i]. Scaled, zeros where there is no head.
+  const float* queries = nullptr;
+  float* values = nullptr;  // [value_width / (2 * lanes), value_stride], in it [heads, 2 * lanes]: sums so far
+  int64_t value_stride = 0;
+  float* maximum = nullptr;  // [kMaxTileHeads]
+  float* sum = nullptr;      // [kMaxTileHeads]
+};
+
+// What one head has seen.
+struct AbsorbedSum {
+  float* values = nullptr;  // as in AbsorbedTile, from this head on
+  int64_t value_stride = 0;
+  float* maximum = nullptr;
+  float* sum = nullptr;
+};
+
+struct AbsorbedKernels {
+  int64_t lanes = 0;  // of a vector
+  // to: where AbsorbedTile's queries have number 0 of this head.
+  void (*pack_query)(const float* query, int64_t width, float scale, float* to);
+  void (*attend)(const AbsorbedTile& tile);
+  // Merges `other` into what was seen so far: two stretches of keys, each with a maximum of its own.
+  void (*merge)(const AbsorbedSum& other, const AbsorbedSum& seen, int64_t width);
+  // out[0, width) = values / sum in natural order; zeros if nothing had any weight. out has no padding.
+  void (*finish)(const AbsorbedSum& seen, float* out, int64_t width);
+};
+
+const AbsorbedKernels& absorbed_kernels();
 
 }  // namespace plait::kernels

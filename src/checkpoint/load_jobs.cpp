@@ -3,6 +3,7 @@
 #include <new>
 #include <numeric>
 
+#include "base/launch_region.h"
 #include "base/thread_pool.h"
 
 namespace plait {
@@ -61,6 +62,7 @@ Status run_load_jobs(std::span<const size_t> job_bytes, int threads, const LoadP
                      const std::function<Status(size_t job)>& run) {
   const size_t total_bytes = std::accumulate(job_bytes.begin(), job_bytes.end(), size_t{0});
   const auto team = std::min(static_cast<size_t>(threads > 0 ? threads : usable_cores()), job_bytes.size());
+  about_to_block("loading weights");
   Load load{.job_bytes = job_bytes, .run = run};
   load.running = static_cast<int>(team);
   std::vector<std::jthread> workers;  // joined before `load` goes

@@ -7,6 +7,8 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include "base/launch_region.h"
+
 namespace plait {
 namespace {
 
@@ -32,6 +34,7 @@ class Descriptor {
 }  // namespace
 
 Result<MappedFile> MappedFile::open(const std::filesystem::path& file) {
+  about_to_block("opening a file");
   const std::string name = file.string();
   // Opening a pipe would wait for its writer.
   const Descriptor descriptor(::open(name.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));

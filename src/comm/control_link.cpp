@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/assert.h"
+#include "base/launch_region.h"
 #include "base/log.h"
 
 namespace plait::comm {
@@ -105,6 +106,7 @@ void ControlLink::hear(Peer& peer) {
 
 std::optional<std::vector<uint32_t>> ControlLink::ask(int node, uint32_t group, uint32_t call,
                                                       std::chrono::milliseconds limit) {
+  about_to_block("asking another process");
   std::unique_lock lock(mutex_);
   const uint32_t number = ++questions_asked_;
   questions_.push_back({number, static_cast<uint32_t>(meeting_.node), static_cast<uint32_t>(node), group, call});

@@ -6,6 +6,7 @@
 #include <fmt/ranges.h>
 
 #include "base/assert.h"
+#include "base/launch_region.h"
 #include "base/units.h"
 
 namespace plait::comm {
@@ -135,6 +136,7 @@ void Group::count_traffic(Seat& seat) {
 }
 
 Status Group::meet_others(Seat& seat) {
+  const CollectiveWait collective;
   PLAIT_RETURN_IF_ERROR(wait_for_local(seat));
   const size_t parity = seat.calls_begun & 1;
   const Seat& first = *seats_.front();
@@ -183,6 +185,7 @@ Status Group::begin_reading(Seat& seat) {
 
 Status Group::part(Seat& seat) {
   if (seat.staged) return {};
+  const CollectiveWait collective;
   ++seat.calls_parted;
   seat.finished.advance();
   for (const auto& other : seats_) {
@@ -244,10 +247,12 @@ std::optional<Failure> Group::compare(const CallRecord& first, int first_member,
 }
 
 Status Group::send(Seat& seat, const CallRecord& record, const void* data, int to) {
+  const CollectiveWait collective;
   return mailboxes_->send(seat, record, data, to);
 }
 
 Status Group::receive(Seat& seat, const CallRecord& record, void* data, int from) {
+  const CollectiveWait collective;
   return mailboxes_->receive(seat, record, data, from);
 }
 

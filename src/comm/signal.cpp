@@ -8,6 +8,8 @@
 
 #include <unistd.h>
 
+#include "base/launch_region.h"
+
 namespace plait::comm {
 namespace {
 
@@ -74,6 +76,7 @@ bool Signal::ended(uint32_t target, WaitEnd& end) const {
 
 WaitEnd Signal::wait(uint32_t target, Clock::time_point deadline, Patience& patience) {
   WaitEnd end = WaitEnd::kReached;
+  about_to_block("waiting for another rank");
   if (ended(target, end)) return end;
   const auto begin = Clock::now();
   const auto spin_until = begin + patience.spin_time();

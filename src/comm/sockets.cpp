@@ -12,6 +12,8 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include "base/launch_region.h"
+
 namespace plait::comm {
 namespace {
 
@@ -35,6 +37,7 @@ int milliseconds_until(Clock::time_point deadline) {
 }
 
 Status wait_for(int socket, short events, Clock::time_point deadline, std::string_view what) {
+  about_to_block("waiting for a socket");
   for (;;) {
     pollfd entry{socket, events, 0};
     const int ready = poll(&entry, 1, milliseconds_until(deadline));

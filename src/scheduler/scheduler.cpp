@@ -2,6 +2,7 @@
 
 #include <unordered_set>
 
+#include "base/launch_region.h"
 #include "base/log.h"
 #include "scheduler/batcher.h"
 #include "scheduler/step_log.h"
@@ -179,6 +180,7 @@ void Scheduler::run() {
 
 // False: stop.
 bool Scheduler::State::wait_for_work() {
+  about_to_block("waiting for requests");
   std::unique_lock lock(mutex);
   wake.wait(lock, [this] { return stopping || !inbox.empty() || has_work(); });
   return !stopping;

@@ -4,6 +4,8 @@
 
 #include <poll.h>
 
+#include "base/launch_region.h"
+
 namespace plait {
 namespace {
 Error other_side_gone() {
@@ -13,6 +15,7 @@ Error other_side_gone() {
 
 Status FrameSocket::send(const Result<std::string>& frame) {
   if (frame.has_error()) return frame.error();
+  about_to_block("sending to the front end");
   const std::lock_guard lock(sending_);
   std::string_view rest = *frame;
   while (!rest.empty()) {
@@ -25,6 +28,7 @@ Status FrameSocket::send(const Result<std::string>& frame) {
 }
 
 Result<std::optional<Frame>> FrameSocket::receive(int timeout_ms) {
+  about_to_block("waiting for the front end");
   char buffer[64 << 10];
   while (true) {
     PLAIT_ASSIGN_OR_RETURN(std::optional<Frame> frame, frames_.next());

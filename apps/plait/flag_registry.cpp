@@ -97,6 +97,8 @@ std::vector<Flag> flag_registry(Settings& settings, FlagWords& words) {
        "prompt tokens in one step at most", IntegerRange{1, 1 << 20}},
       {kServe, kMemoryGroup, "--disable-radix-cache", &words.disable_radix_cache,
        "do not reuse the KV cache of shared prompt prefixes", kAnything},
+      {kServe | kCheck, kMemoryGroup, "--enable-return-routed-experts", &engine.keep_routed_experts,
+       "keep beside the KV cache which experts each token was routed to, for requests that ask for them", kAnything},
       {kServe, kMemoryGroup, "--schedule-policy", &words.schedule_policy, "order of waiting requests",
        Words{{"fcfs", "priority"}}},
 

@@ -35,7 +35,6 @@ constexpr ForeignFlag kForeignFlags[] = {
     {"--disaggregation-mode", true, false, "null", "this version of plait does not split prefill and decode"},
     {"--enable-two-batch-overlap", false, false, "", kNoBatchOverlap},
     {"--enable-single-batch-overlap", false, false, "", kNoBatchOverlap},
-    {"--enable-return-routed-experts", false, false, "", "routed experts are not returned by this version"},
     {"--grammar-backend", true, false, "none", "constrained output is not part of this version"},
     {"--lora-paths", true, false, "", "LoRA adapters are not part of this version"},
     {"--enable-lora", false, false, "", "LoRA adapters are not part of this version"},

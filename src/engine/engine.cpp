@@ -53,6 +53,8 @@ class CpuEngine : public Engine {
     if (pages < plan_.kv_pages) {
       log::info("another host has memory for {} pages of KV, this one for {}", pages, plan_.kv_pages);
       plan_.kv_bytes = plan_.kv_bytes / static_cast<size_t>(plan_.kv_pages) * static_cast<size_t>(pages);
+      plan_.routed_expert_bytes =
+          plan_.routed_expert_bytes / static_cast<size_t>(plan_.kv_pages) * static_cast<size_t>(pages);
       plan_.kv_pages = pages;
       plan_.kv_tokens = pages * plan_.page_tokens;
     }
@@ -98,6 +100,7 @@ class CpuEngine : public Engine {
   int dp_ranks() const override { return setup_.parallel.attn_dp_size(); }
   int64_t kv_pages() const override { return plan_.kv_pages; }
   int64_t page_tokens() const override { return plan_.page_tokens; }
+  const RoutedExpertPool* routed_experts(int dp) const override { return hosts_->team().routed_experts(dp); }
   const ModelConfig& config() const override { return setup_.config; }
   const MemoryPlan& memory_plan() const override { return plan_; }
   Model& model() override { return hosts_->team().first_model(); }
@@ -140,6 +143,7 @@ class CpuEngine : public Engine {
                               .model = {options_.implementation, setup_.activation, {}},
                               .threads = options_.threads,
                               .low_latency_tokens = std::max<int64_t>(options_.max_running_requests, 1),
+                              .keep_routed_experts = options_.keep_routed_experts,
                               .world = hosts_->world()};
     PLAIT_ASSIGN_OR_RETURN(auto team, RankTeam::create(setup_.config, options, std::exchange(setup_.models, {})));
     team->allocate_kv(plan_.kv_pages, plan_.page_tokens, options_.max_running_requests);

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "engine/routed_expert_pool.h"
 #include "engine/sampler.h"
 #include "model/model.h"
 #include "topology/parallel_config.h"
@@ -43,6 +44,7 @@ struct EngineOptions {
   int64_t max_running_requests = 256;
   int64_t chunked_prefill_tokens = 2048;  // a step has at most max(this, max_running_requests) rows
   int64_t context_tokens = 0;             // --context-length; 0: max_position_embeddings
+  bool keep_routed_experts = false;       // --enable-return-routed-experts: beside the KV cache, for all requests
   ParallelConfig parallel;
   HostsOptions hosts;
 };
@@ -52,6 +54,7 @@ struct MemoryPlan {
   size_t available_bytes = 0;
   size_t weight_bytes = 0;
   size_t kv_bytes = 0;
+  size_t routed_expert_bytes = 0;  // of the KV cache's tokens; 0: not kept
   size_t scratch_bytes = 0;
   int64_t kv_tokens = 0;
   int64_t kv_pages = 0;
@@ -78,6 +81,9 @@ class StepExecutor {
   virtual int dp_ranks() const { return 1; }
   virtual int64_t kv_pages() const = 0;
   virtual int64_t page_tokens() const = 0;
+  // Beside the KV pool of that data-parallel rank; null if chosen experts are not kept. Rows of steps whose results
+  // have been handed out may be read at any time.
+  virtual const RoutedExpertPool* routed_experts(int /*dp*/) const { return nullptr; }
   // What ended it while it had nothing to do; it does not work again.
   virtual std::optional<Error> failure() const { return std::nullopt; }
 };

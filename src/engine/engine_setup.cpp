@@ -106,6 +106,8 @@ Result<EngineSetup> prepare_engine(const EngineOptions& options) {
   PLAIT_ASSIGN_OR_RETURN(setup.context_tokens, longest_context(options.context_tokens, setup.config));
   const ModelFacts facts = model_facts(setup.config);
   PLAIT_ASSIGN_OR_RETURN(setup.parallel, parallel_of(options, facts));
+  if (options.keep_routed_experts && facts.experts == 0)
+    return unsupported("--enable-return-routed-experts: this model has no routed experts");
   const Topology topology(setup.parallel);
   const int here = topology.world() / setup.parallel.nnodes;
   for (int rank = here * setup.parallel.node_rank; rank < here * (setup.parallel.node_rank + 1); ++rank) {
@@ -126,6 +128,7 @@ SharedSettings shared_settings(const EngineOptions& options, const EngineSetup& 
           {"--load-format", options.dummy_weights ? "dummy" : "auto"},
           {"--dtype", options.dtype},
           {"--kernels", options.implementation == kernels::Implementation::kFast ? "fast" : "reference"},
+          {"--enable-return-routed-experts", options.keep_routed_experts ? "on" : "off"},
           {"--page-size", fmt::to_string(options.page_tokens)},
           {"--max-running-requests", fmt::to_string(options.max_running_requests)},
           {"--chunked-prefill-size", fmt::to_string(options.chunked_prefill_tokens)},
@@ -160,6 +163,8 @@ Result<MemoryPlan> plan_engine_memory(const EngineOptions& options, const Engine
     needs.kv.components[i].layers = 0;
     for (const auto& model : setup.models) needs.kv.components[i].layers += model->kv_spec().components[i].layers;
   }
+  if (options.keep_routed_experts)
+    needs.routed_expert_bytes_per_token = dp * RoutedExpertShape::of(setup.config).row_bytes();
   needs.page_tokens = options.page_tokens;
   needs.mem_fraction_static = options.mem_fraction_static;
   needs.max_total_tokens = options.max_total_tokens;

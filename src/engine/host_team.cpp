@@ -9,6 +9,7 @@ constexpr std::string_view kReport = "report of the start";
 constexpr std::string_view kVerdict = "verdict on the start";
 constexpr std::string_view kOrder = "order";
 constexpr std::string_view kTokens = "tokens";
+constexpr std::string_view kExperts = "routed experts";
 
 }  // namespace
 
@@ -89,6 +90,7 @@ Result<SampledRows> HostTeam::run(std::span<const StepCall> of_dp_ranks) {
     }
     PLAIT_RETURN_IF_ERROR(channel_->send(kOrder, encode(order), host));
   }
+  const auto expert_slots = clear_experts(of_dp_ranks);
   PLAIT_ASSIGN_OR_RETURN(SampledRows sampled, run_here(of_dp_ranks));
   for (size_t dp = 0; dp < of_dp_ranks.size(); ++dp) {
     const int host = host_of_logits(static_cast<int>(dp));
@@ -99,7 +101,44 @@ Result<SampledRows> HostTeam::run(std::span<const StepCall> of_dp_ranks) {
       return corrupt(fmt::format("host {} chose tokens for other rows than it was asked for", host));
     sampled[dp] = std::move(theirs.front());
   }
+  PLAIT_RETURN_IF_ERROR(receive_experts(expert_slots));
   return sampled;
+}
+
+// Rows of this step, of each data-parallel rank.
+std::vector<std::vector<int64_t>> HostTeam::clear_experts(std::span<const StepCall> of_dp_ranks) {
+  std::vector<std::vector<int64_t>> slots;
+  if (!gathers_experts()) return slots;
+  for (size_t dp = 0; dp < of_dp_ranks.size(); ++dp) {
+    RoutedExpertPool& pool = *team_->routed_experts(static_cast<int>(dp));
+    pool.clear(slots.emplace_back(kv_slots(*of_dp_ranks[dp].step, pool.page_tokens())));
+  }
+  return slots;
+}
+
+Status HostTeam::send_experts(const std::vector<std::vector<int64_t>>& slots) {
+  if (!gathers_experts()) return {};
+  std::string rows;
+  for (size_t dp = 0; dp < slots.size(); ++dp) team_->routed_experts(static_cast<int>(dp))->read_slots(slots[dp], rows);
+  return channel_->send(kExperts, rows, 0);
+}
+
+Status HostTeam::receive_experts(const std::vector<std::vector<int64_t>>& slots) {
+  if (!gathers_experts()) return {};
+  const auto row_bytes = static_cast<size_t>(team_->routed_experts(0)->shape().row_bytes());
+  size_t expected = 0;
+  for (const auto& of_dp : slots) expected += of_dp.size() * row_bytes;
+  for (int host = 1; host < channel_->hosts(); ++host) {
+    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel_->receive(kExperts, host));
+    if (bytes.size() != expected)
+      return corrupt(fmt::format("host {} sent {} bytes of routed experts, not {}", host, bytes.size(), expected));
+    std::string_view rest = bytes;
+    for (size_t dp = 0; dp < slots.size(); ++dp) {
+      team_->routed_experts(static_cast<int>(dp))->merge(slots[dp], rest.substr(0, slots[dp].size() * row_bytes));
+      rest.remove_prefix(slots[dp].size() * row_bytes);
+    }
+  }
+  return {};
 }
 
 Status HostTeam::send_to_all(const HostOrder& order) {
@@ -150,10 +189,11 @@ Status HostTeam::follow_step(const HostOrder& order) {
     for (const OwnedSamplingRow& row : order.rows[dp]) rows[dp].push_back(row.view());
     calls.push_back({&order.of_dp_ranks[dp], rows[dp]});
   }
+  const auto expert_slots = clear_experts(calls);
   PLAIT_ASSIGN_OR_RETURN(SampledRows sampled, run_here(calls));
   for (size_t dp = 0; dp < dp_ranks; ++dp)
     if (!rows[dp].empty()) PLAIT_RETURN_IF_ERROR(channel_->send(kTokens, encode(SampledRows{sampled[dp]}), 0));
-  return {};
+  return send_experts(expert_slots);
 }
 
 }  // namespace plait

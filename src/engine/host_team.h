@@ -53,6 +53,11 @@ class HostTeam {
   int host_of_logits(int dp) const;
   Status send_to_all(const HostOrder& order);
   Status follow_step(const HostOrder& order);
+  // Each host keeps the experts that its own ranks chose; the first host, which answers, needs all of them.
+  bool gathers_experts() const { return channel_ && team_->routed_experts(0) != nullptr; }
+  std::vector<std::vector<int64_t>> clear_experts(std::span<const StepCall> of_dp_ranks);
+  Status send_experts(const std::vector<std::vector<int64_t>>& slots);
+  Status receive_experts(const std::vector<std::vector<int64_t>>& slots);
 
   // The team goes first: its communicators refer to the world.
   std::shared_ptr<comm::World> world_;

@@ -41,7 +41,9 @@ Result<MemoryPlan> plan_memory(const MemoryNeeds& needs) {
                                  minus(needs.available_bytes, needs.weight_bytes + needs.scratch_bytes));
   const size_t sequence_bytes = static_cast<size_t>(needs.kv.bytes_per_sequence() * needs.max_running_requests);
   const size_t bytes_per_page = page_bytes(needs.kv, needs.page_tokens);
-  const auto fitting = static_cast<int64_t>(minus(budget, sequence_bytes) / std::max<size_t>(bytes_per_page, 1));
+  const auto expert_bytes_per_page = static_cast<size_t>(needs.routed_expert_bytes_per_token * needs.page_tokens);
+  const auto fitting =
+      static_cast<int64_t>(minus(budget, sequence_bytes) / std::max<size_t>(bytes_per_page + expert_bytes_per_page, 1));
   const int64_t wanted = needs.max_total_tokens > 0
                              ? pages_of(needs.max_total_tokens, needs.page_tokens)
                              : needs.max_running_requests * pages_of(needs.context_tokens, needs.page_tokens);
@@ -55,6 +57,7 @@ Result<MemoryPlan> plan_memory(const MemoryNeeds& needs) {
   plan.kv_pages = std::max<int64_t>(std::min(fitting, wanted), 1);
   plan.kv_tokens = plan.kv_pages * needs.page_tokens;
   plan.kv_bytes = sequence_bytes + static_cast<size_t>(plan.kv_pages) * bytes_per_page;
+  plan.routed_expert_bytes = static_cast<size_t>(plan.kv_pages) * expert_bytes_per_page;
   if (fitting < 1)
     return exhausted(
         fmt::format("weights, scratch and one page of KV do not fit into memory.\n{}\nFree memory, raise "
@@ -67,12 +70,14 @@ std::string MemoryPlan::to_string() const {
   const auto line = [](const char* what, size_t bytes, const std::string& note = "") {
     return fmt::format("\n  {:10} {:>10}{}{}", what, format_bytes(bytes), note.empty() ? "" : "  ", note);
   };
-  const size_t planned = weight_bytes + kv_bytes + scratch_bytes;
+  const size_t planned = weight_bytes + kv_bytes + routed_expert_bytes + scratch_bytes;
   std::string table = "Memory plan";
   table +=
       line("available", available_bytes, fmt::format("weights and KV may use {:.0f} %", 100 * mem_fraction_static));
   table += line("weights", weight_bytes);
   table += line("KV cache", kv_bytes, fmt::format("{} tokens in {} pages of {}", kv_tokens, kv_pages, page_tokens));
+  if (routed_expert_bytes > 0)
+    table += line("experts", routed_expert_bytes, "chosen for each token of the KV cache, on the host");
   table += line("scratch", scratch_bytes, "largest step");
   table +=
       planned <= available_bytes ? line("left", available_bytes - planned) : line("missing", planned - available_bytes);

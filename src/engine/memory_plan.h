@@ -15,6 +15,7 @@ struct MemoryNeeds {
   size_t weight_bytes = 0;
   size_t scratch_bytes = 0;
   KvSpec kv;
+  int64_t routed_expert_bytes_per_token = 0;  // kept beside each token of KV; 0: not kept
   int64_t page_tokens = 0;
   double mem_fraction_static = 0;
   int64_t max_total_tokens = 0;  // 0: as many as fit and can be used

@@ -24,6 +24,7 @@ void RankBackend::begin(const Plan& plan, const AgreedStep& step, ForwardObserve
   token_places_.emplace(plan, step.rows, parts_.rank);
   logit_places_.emplace(plan, step.logit_rows, parts_.rank);
   places_ = &*token_places_;
+  choices_.clear();
   parts_.model->begin_step(own_step(), own_rows());
 }
 
@@ -235,6 +236,7 @@ RowBlock RankBackend::experts(const Rows& x, const StageStep& step, AxisSet shar
   const Routing routing = parts_.model->route(parts_.context, layer, x.view());
   const int64_t k = parts_.config->gate.experts_per_token;
   if (observer_) observer_->routed_experts(layer, {routing.expert_ids, static_cast<size_t>(x.rows() * k)}, k);
+  if (parts_.routed_experts) keep_choices(routing, sharded, layer);
   for (const int64_t row : places_->padding(sharded)) std::fill_n(routing.expert_ids + row * k, k, -1);
   Rows y = arena_.take(x.rows(), x.cols());
   if (parts_.exchange) {
@@ -248,6 +250,16 @@ RowBlock RankBackend::experts(const Rows& x, const StageStep& step, AxisSet shar
     std::fill_n(y.data(), y.elements(), 0.0f);
   parts_.model->routed(parts_.context, layer, routing, x.view(), y.view());
   return y;
+}
+
+// While ids are logical and padding has some too. Goes straight to the places of the rows' KV.
+void RankBackend::keep_choices(const Routing& routing, AxisSet sharded, int64_t layer) {
+  const auto [entry, is_new] = choices_.try_emplace(sharded.bits());
+  if (is_new) {
+    const std::vector<int64_t> slots = kv_slots(own_step(), parts_.routed_experts->page_tokens());
+    for (const auto& [held, row] : places_->recorded(sharded)) entry->second.push_back({held, slots[row]});
+  }
+  parts_.routed_experts->write(layer, entry->second, routing.expert_ids);
 }
 
 // Own rows go to the ranks that have their experts, and come back as complete results.

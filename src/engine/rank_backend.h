@@ -6,12 +6,14 @@
 
 #include <exception>
 #include <functional>
+#include <map>
 #include <optional>
 #include <span>
 #include <vector>
 
 #include "comm/communicator.h"
 #include "comm/expert_exchange.h"
+#include "engine/routed_expert_pool.h"
 #include "engine/row_blocks.h"
 #include "engine/step_places.h"
 #include "kernels/context.h"
@@ -49,8 +51,9 @@ class RankBackend {
     const KvMemory* kv = nullptr;
     kernels::Context context;
     Groups groups;
-    comm::ExpertExchange* exchange = nullptr;  // of the expert group; null: every rank of it has every token
-    comm::Communicator* pipeline = nullptr;    // the same place in every pipeline stage; may be null if there is one
+    RoutedExpertPool* routed_experts = nullptr;  // of the data-parallel rank; null: choices are not kept
+    comm::ExpertExchange* exchange = nullptr;    // of the expert group; null: every rank of it has every token
+    comm::Communicator* pipeline = nullptr;      // the same place in every pipeline stage; may be null if there is one
     int pipeline_stage = 0;
     int rank = 0;  // in the pipeline stage
   };
@@ -86,6 +89,7 @@ class RankBackend {
   Rows attention(const Rows& x, int64_t layer);
   ConstRows gather_cache_rows(ConstRows own, Rows& all);
   Rows experts(const Rows& x, const StageStep& step, AxisSet sharded, int64_t layer);
+  void keep_choices(const Routing& routing, AxisSet sharded, int64_t layer);
   void dispatch_to_experts(const Routing& routing, int64_t layer, const Rows& x, Rows& y);
   Rows head(const Rows& x, const StageStep& step);
   void add_held_row(int64_t place, AxisSet sharded, const Rows& rows, float* y) const;
@@ -98,6 +102,7 @@ class RankBackend {
   const AgreedStep* step_ = nullptr;
   ForwardObserver* observer_ = nullptr;
   std::optional<StepPlaces> token_places_, logit_places_;
+  std::map<uint32_t, std::vector<RoutedExpertPool::Choice>> choices_;  // by the layout of the routed rows
   const StepPlaces* places_ = nullptr;  // of the rows that are on their way: tokens, later selected rows
 };
 

@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "base/assert.h"
+#include "base/launch_region.h"
 #include "base/thread_pool.h"
 #include "layout/planner.h"
 #include "model/model_facts.h"
@@ -161,6 +162,9 @@ Status RankTeam::finish_loading() {
 }
 
 void RankTeam::allocate_kv(int64_t pages, int64_t page_tokens, int64_t sequences) {
+  if (options_.keep_routed_experts)
+    for (int dp = 0; dp < dp_ranks(); ++dp)
+      routed_experts_.push_back(std::make_unique<RoutedExpertPool>(RoutedExpertShape::of(config_), pages, page_tokens));
   for (const auto& rank : ranks_) {
     rank->kv.emplace(rank->model->kv_spec(), pages, page_tokens, sequences);
     const kernels::Context context{rank->pool.get(), &rank->workspace, options_.model.implementation,
@@ -171,6 +175,7 @@ void RankTeam::allocate_kv(int64_t pages, int64_t page_tokens, int64_t sequences
         .kv = &rank->kv->memory(),
         .context = context,
         .groups = [&rank = *rank](AxisSet axes) -> comm::Communicator& { return rank.groups.at(axes.bits()); },
+        .routed_experts = routed_experts_.empty() ? nullptr : routed_experts_[rank->at.attn_dp].get(),
         .exchange = rank->exchange.get(),
         .pipeline = rank->pipeline ? &*rank->pipeline : nullptr,
         .pipeline_stage = rank->at.pp,
@@ -211,6 +216,10 @@ std::optional<Error> RankTeam::failure() const {
   return to_error(*failure);
 }
 
+RoutedExpertPool* RankTeam::routed_experts(int dp) const {
+  return routed_experts_.empty() ? nullptr : routed_experts_[dp].get();
+}
+
 Status RankTeam::run(std::span<const Step* const> of_dp_ranks, const UseLogits& use, TeamObserver* observer) {
   PLAIT_ASSERT(std::ssize(of_dp_ranks) == options_.parallel.attn_dp_size(), "a step for each data-parallel rank");
   std::vector<int64_t> rows, logit_rows;
@@ -246,6 +255,7 @@ Status RankTeam::run(std::span<const Step* const> of_dp_ranks, const UseLogits& 
     if (failure_) return *failure_;
     return {};
   }
+  about_to_block("waiting for the ranks");
   std::unique_lock lock(mutex_);
   if (failure_) return *failure_;
   busy_ = static_cast<int>(ranks_.size());
@@ -283,6 +293,7 @@ std::optional<Error> RankTeam::try_step(Rank& rank) {
 }
 
 void RankTeam::run_step(Rank& rank) {
+  const LaunchRegion region("launch of a step");
   RankBackend& backend = *rank.backend;
   const Plan& plan = program_->plan;
   for (auto& [axes, group] : rank.groups) group.set_step(static_cast<int64_t>(step_.sequence_number));

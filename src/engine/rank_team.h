@@ -16,6 +16,7 @@
 #include "comm/world.h"
 #include "engine/kv_pool.h"
 #include "engine/rank_backend.h"
+#include "engine/routed_expert_pool.h"
 #include "engine/step_traffic.h"
 #include "layout/plan.h"
 #include "model/model.h"
@@ -28,11 +29,12 @@ struct TeamOptions {
   ModelOptions model;                  // its shard is each rank's own
   int threads = 0;                     // of all ranks together; 0: one per usable core
   int64_t low_latency_tokens = 128;    // of a rank: the capacity of the low-latency expert exchange
+  bool keep_routed_experts = false;    // a RoutedExpertPool beside the KV pools of each data-parallel rank
   std::optional<PaddingMode> padding;  // for tests; absent: chosen per step
   std::shared_ptr<comm::World> world;  // absent: all ranks are threads of this process
 };
 
-// Sees what ranks compute, on their threads. For tests and for returning routed experts.
+// Sees what ranks compute, on their threads. For tests.
 class TeamObserver {
  public:
   virtual ~TeamObserver() = default;
@@ -74,7 +76,8 @@ class RankTeam {
 
   Model& model_of(int rank);  // which lives here
   Model& first_model() { return model_of(first_rank()); }
-  int first_rank() const;  // of those here
+  int first_rank() const;                          // of those here
+  RoutedExpertPool* routed_experts(int dp) const;  // what ranks here chose; null if it is not kept
   int dp_ranks() const { return options_.parallel.attn_dp_size(); }
 
  private:
@@ -104,7 +107,8 @@ class RankTeam {
   const Topology topology_;
   std::vector<Program> programs_;  // without context parallelism; with it, if there is any
   std::shared_ptr<comm::World> world_;
-  std::vector<std::unique_ptr<Rank>> ranks_;  // that live here, ascending
+  std::vector<std::unique_ptr<Rank>> ranks_;                       // that live here, ascending
+  std::vector<std::unique_ptr<RoutedExpertPool>> routed_experts_;  // [dp], or none
 
   // The step in hand. Written by run() while all ranks wait.
   AgreedStep step_;

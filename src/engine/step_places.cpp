@@ -59,15 +59,29 @@ const PieceMove& StepPlaces::pieces(AxisSet apart, AxisSet axes) const {
   return move;
 }
 
-bool StepPlaces::is_padding(int64_t row) const {
+int64_t StepPlaces::batch_row(int64_t row) const {
   const StepRows& rows = shards_.rows();
   const size_t dp = rows.dp_of(row);
-  int64_t place = row - rows.begin[dp];
-  if (plan_.form.context_parallel) {
-    const ContextOrder order{plan_.config.strategy(), plan_.config.attn_cp_size, rows.padded_rows[dp]};
-    place = order.batch_row(place);
-  }
-  return place >= rows.true_rows[dp];
+  const int64_t place = row - rows.begin[dp];
+  if (!plan_.form.context_parallel) return place;
+  const ContextOrder order{plan_.config.strategy(), plan_.config.attn_cp_size, rows.padded_rows[dp]};
+  return order.batch_row(place);
+}
+
+bool StepPlaces::is_padding(int64_t row) const {
+  return batch_row(row) >= shards_.rows().true_rows[shards_.rows().dp_of(row)];
+}
+
+const std::vector<StepPlaces::RecordedRow>& StepPlaces::recorded(AxisSet sharded) const {
+  const auto [entry, is_new] = recorded_.try_emplace(sharded.bits());
+  const TokenAxes& axes = plan_.axes;
+  if (!is_new || axes.place(axes.all() - axes.attn_dp() - sharded, rank_) != 0) return entry->second;
+  const auto own_dp = static_cast<size_t>(axes.place(axes.attn_dp(), rank_));
+  int64_t held = 0;
+  for (const RowRun& run : this->held(sharded))
+    for (int64_t row = run.begin; row < run.begin + run.count; ++row, ++held)
+      if (shards_.rows().dp_of(row) == own_dp && !is_padding(row)) entry->second.push_back({held, batch_row(row)});
+  return entry->second;
 }
 
 const std::vector<int64_t>& StepPlaces::padding(AxisSet sharded) const {

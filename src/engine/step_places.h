@@ -43,9 +43,17 @@ class StepPlaces {
   const PieceMove& pieces(AxisSet apart, AxisSet axes) const;
   // Of the rows held in that layout those that pad: ascending places in the block.
   const std::vector<int64_t>& padding(AxisSet sharded) const;
+  // Of what is computed alike for rows held in that layout, the part that this rank writes down: of true rows of its
+  // own data-parallel rank, those of which it is the first holder. Over all ranks that is each row once.
+  struct RecordedRow {
+    int64_t held = 0;  // its place in the block
+    int64_t row = 0;   // in the data-parallel rank's step
+  };
+  const std::vector<RecordedRow>& recorded(AxisSet sharded) const;
   int rank() const { return rank_; }
 
  private:
+  int64_t batch_row(int64_t row) const;  // in the order of its data-parallel rank's step
   bool is_padding(int64_t row) const;
 
   const Plan& plan_;
@@ -53,6 +61,7 @@ class StepPlaces {
   const int rank_;
   mutable std::map<uint32_t, std::vector<RowRun>> held_;
   mutable std::map<uint32_t, std::vector<int64_t>> padding_;
+  mutable std::map<uint32_t, std::vector<RecordedRow>> recorded_;
   mutable std::map<std::pair<uint32_t, uint32_t>, PieceMove> pieces_;
 };
 

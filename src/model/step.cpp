@@ -4,6 +4,16 @@
 
 namespace plait {
 
+std::vector<int64_t> kv_slots(const Step& step, int64_t page_tokens) {
+  std::vector<int64_t> slots;
+  for (const StepSequence& sequence : step.sequences)
+    for (int64_t i = 0; i < sequence.row_count; ++i) {
+      const int64_t position = sequence.first_position + i;
+      slots.push_back(sequence.pages[position / page_tokens] * page_tokens + position % page_tokens);
+    }
+  return slots;
+}
+
 StepBuilder::StepBuilder(uint64_t sequence_number) {
   step_.sequence_number = sequence_number;
 }

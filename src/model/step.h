@@ -40,6 +40,9 @@ struct Step {
   int64_t rows() const { return static_cast<int64_t>(token_ids.size()); }
 };
 
+// Where in the KV pool each row goes: page * page_tokens + place in the page. [true rows]
+std::vector<int64_t> kv_slots(const Step& step, int64_t page_tokens);
+
 class StepBuilder {
  public:
   explicit StepBuilder(uint64_t sequence_number);

@@ -10,9 +10,11 @@ constexpr int kMostPassedOver = 32;
 
 }  // namespace
 
-Batcher::Batcher(const SchedulerOptions& options, int64_t kv_pages, int64_t page_tokens)
+Batcher::Batcher(const SchedulerOptions& options, int64_t kv_pages, int64_t page_tokens,
+                 const RoutedExpertPool* routed_experts)
     : options_(options),
       page_tokens_(page_tokens),
+      routed_experts_(routed_experts),
       pool_(kv_pages),
       cache_(pool_, page_tokens),
       reserve_(options.conservativeness),
@@ -43,6 +45,10 @@ Status Batcher::check(const Request& request) const {
   if (request.logprob_start < -1 || request.logprob_start > prompt)
     return invalid(
         fmt::format("logprob_start is {}; it must be in [-1, {}], the prompt's length", request.logprob_start, prompt));
+  if (request.return_routed_experts && routed_experts_ == nullptr)
+    return invalid("routed experts are not kept: start with --enable-return-routed-experts");
+  if (request.routed_experts_start < 0)
+    return invalid(fmt::format("routed_experts_start is {}; it must not be negative", request.routed_experts_start));
   return {};
 }
 
@@ -212,6 +218,7 @@ void Batcher::process_entry(const Batch::Entry& entry, std::span<SampledToken> s
     return fail_not_finite(sequence);
   take_prompt_logprobs(sequence, end - entry.logit_rows, sampled);
   sequence.computed_tokens = end;
+  take_routed_experts(sequence);
   publish_rows(sequence, sequence.prompt_size());
   if (end < sequence.size()) return;  // more chunks to come
   if (sequence.samples()) return append_token(sequence, sampled.back());
@@ -228,6 +235,17 @@ void Batcher::take_prompt_logprobs(Sequence& sequence, int64_t first_position, s
                                           .top = std::move(sampled[i].top),
                                           .requested = std::move(sampled[i].requested)});
   }
+}
+
+// Those that are new, while the pages are the request's; a cached prefix comes with its first step. Little by little,
+// so that the end of a long request costs no more than its other steps.
+void Batcher::take_routed_experts(Sequence& sequence) {
+  const int64_t begin = sequence.next_expert_position, end = sequence.computed_tokens;
+  if (!sequence.request.return_routed_experts || begin >= end) return;
+  RoutedRows& rows = output_of(sequence).routed_experts;
+  routed_experts_->read(sequence.pages, begin, end, rows.ids);
+  rows.count += end - begin;
+  sequence.next_expert_position = end;
 }
 
 void Batcher::append_token(Sequence& sequence, SampledToken& token) {

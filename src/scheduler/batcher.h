@@ -42,7 +42,9 @@ struct Batch {
 
 class Batcher {
  public:
-  Batcher(const SchedulerOptions& options, int64_t kv_pages, int64_t page_tokens);
+  // `routed_experts`: what the executor keeps beside the pages, null if it does not; outlives this.
+  Batcher(const SchedulerOptions& options, int64_t kv_pages, int64_t page_tokens,
+          const RoutedExpertPool* routed_experts = nullptr);
   ~Batcher();
 
   // kInvalid if it can never run. Pure; any thread.
@@ -83,6 +85,7 @@ class Batcher {
 
   void process_entry(const Batch::Entry& entry, std::span<SampledToken> sampled);
   void take_prompt_logprobs(Sequence& sequence, int64_t first_position, std::span<SampledToken> sampled);
+  void take_routed_experts(Sequence& sequence);
   void append_token(Sequence& sequence, SampledToken& token);
 
   void retract(Sequence& sequence);
@@ -98,6 +101,7 @@ class Batcher {
 
   const SchedulerOptions options_;
   const int64_t page_tokens_;
+  const RoutedExpertPool* const routed_experts_;
   PagePool pool_;
   RadixCache cache_;
   GenerationReserve reserve_;

@@ -27,6 +27,8 @@ struct Request {
   int64_t logprob_start = -1;  // first prompt position whose logprob is wanted; -1: outputs only
   int32_t top_logprobs = 0;
   std::vector<int32_t> logprob_ids;  // token_ids_logprob
+  bool return_routed_experts = false;
+  int64_t routed_experts_start = 0;  // first position whose row is wanted
   // Time left until the request fails with `deadline`; absent: none. Waiting and running count.
   std::optional<std::chrono::milliseconds> time_limit;
 };
@@ -55,12 +57,20 @@ struct PromptLogprob {
   std::vector<TokenLogprob> requested;
 };
 
+// Which experts were chosen for consecutive positions. Compact rows (model/routed_experts.h): [count, row].
+struct RoutedRows {
+  int64_t count = 0;
+  std::string ids;
+};
+
 // News about one request. Every accepted request ends with exactly one output that has `finish`.
 struct RequestOutput {
   RequestId id = 0;
   std::vector<OutputToken> tokens;             // new ones
   std::vector<PromptLogprob> prompt_logprobs;  // once, with the first token
   int64_t cached_tokens = 0;                   // of the prompt, found in the prefix cache
+  // New ones, from where the last output ended. With a token come all positions before it.
+  RoutedRows routed_experts;
   std::optional<Finish> finish;
 };
 

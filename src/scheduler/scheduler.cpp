@@ -43,8 +43,8 @@ struct Scheduler::State {
       : options(options_), executor(executor_), sink(std::move(sink_)) {
     const int ranks = executor.dp_ranks();
     for (int dp = 0; dp < ranks; ++dp) {
-      batchers.push_back(
-          std::make_unique<Batcher>(share_of(options, dp, ranks), executor.kv_pages(), executor.page_tokens()));
+      batchers.push_back(std::make_unique<Batcher>(share_of(options, dp, ranks), executor.kv_pages(),
+                                                   executor.page_tokens(), executor.routed_experts(dp)));
       step_logs.emplace_back(dp, ranks);
     }
     published = load();

@@ -8,6 +8,7 @@ Sequence::Sequence(Request&& request_, uint64_t arrival_, Clock::time_point now)
   tokens.insert(tokens.end(), request.output_ids.begin(), request.output_ids.end());
   if (!request.sampling.ignore_eos) end_ids = request.eos_token_ids;
   end_ids.insert(end_ids.end(), request.sampling.stop_token_ids.begin(), request.sampling.stop_token_ids.end());
+  next_expert_position = request.routed_experts_start;
   // Nothing precedes the first position, so there is nothing to compute for it.
   if (wants_prompt_logprobs() && request.logprob_start == 0)
     prompt_logprobs.push_back({.id = request.prompt_ids.front(), .logprob = std::nullopt});

@@ -32,6 +32,7 @@ struct Sequence {
   RadixCache::Node* prefix = nullptr;  // where the shared pages end; locked
   int32_t state_slot = -1;
 
+  int64_t next_expert_position = 0;  // rows of routed experts before it have been handed over, or are not wanted
   // Of positions logprob_start, logprob_start + 1, ...; handed over with the first output.
   std::vector<PromptLogprob> prompt_logprobs;
 

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "checkpoint/model_config.h"
+#include "model/routed_experts.h"
 #include "text/chat.h"
 #include "text/tokenizer.h"
 
@@ -23,9 +24,10 @@ struct RequestLimits {
   size_t logit_biases = 4096;
   int64_t top_logprobs = 128;  // /generate
   int64_t openai_top_logprobs = 20;
-  size_t logprob_ids = 1024;         // token_ids_logprob
-  int64_t logprob_values = 4 << 20;  // positions x values at each, over the whole request
-  int64_t tokens = 32 << 20;         // prompt + output, over all sequences of a request
+  size_t logprob_ids = 1024;                       // token_ids_logprob
+  int64_t routed_expert_bytes = int64_t{2} << 30;  // in compact form, over the whole request
+  int64_t logprob_values = 4 << 20;                // positions x values at each, over the whole request
+  int64_t tokens = 32 << 20;                       // prompt + output, over all sequences of a request
   size_t rid_bytes = 256;
   size_t tools = 1024;
 };
@@ -37,6 +39,7 @@ struct ApiContext {
   std::optional<ChatFormat> chat_format;
   ModelConfig config;
   int64_t context_tokens = 0;  // longest prompt + output: the model's context, or the KV pool if that is smaller
+  std::optional<RoutedExpertShape> routed_experts;  // of what the engine keeps of them; absent: nothing
   bool stream_output = false;
   std::optional<std::chrono::milliseconds> time_limit;
   RequestLimits limits;

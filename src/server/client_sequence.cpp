@@ -14,6 +14,11 @@ void ClientSequence::accepted(RequestId id, std::string drawn_rid) {
   if (request_.rid.empty()) request_.rid = std::move(drawn_rid);
 }
 
+int64_t ClientSequence::routed_row_count() const {
+  const auto inputs = static_cast<int64_t>(prompt_tokens() + tokens_.size()) - 1;
+  return std::clamp<int64_t>(inputs - request_.request.routed_experts_start, 0, routed_rows_received_);
+}
+
 // A matched end-of-sequence or stop id is a token of the output but not of the text.
 void ClientSequence::append_text(const RequestOutput& output) {
   std::vector<int32_t> ids;
@@ -41,6 +46,8 @@ void ClientSequence::accept(RequestOutput&& output) {
   if (!std::exchange(started_, true)) cached_tokens_ = output.cached_tokens;
   if (!output.prompt_logprobs.empty()) prompt_logprobs_ = std::move(output.prompt_logprobs);
   engine_finished_ = output.finish.has_value();
+  *routed_rows_ += output.routed_experts.ids;
+  routed_rows_received_ += output.routed_experts.count;
 
   tokens_.insert(tokens_.end(), output.tokens.begin(), output.tokens.end());
   if (detokenizer_) append_text(output);

@@ -58,6 +58,10 @@ class ClientSequence {
   const std::vector<PromptLogprob>& prompt_logprobs() const { return prompt_logprobs_; }
   size_t prompt_tokens() const { return request_.request.prompt_ids.size(); }
   int64_t cached_tokens() const { return cached_tokens_; }
+  // Compact rows of routed experts from the start that the request names, and how many of them the answer has: all but
+  // the last token's, which was never an input, and none behind a stop string.
+  std::shared_ptr<const std::string> routed_rows() const { return routed_rows_; }
+  int64_t routed_row_count() const;
 
   const std::optional<FinishReason>& finish() const { return finish_; }
   // Finished here, by a stop string, while the engine still generates: it must be told to stop.
@@ -82,6 +86,8 @@ class ClientSequence {
   size_t fresh_tokens_begin_ = 0;
   std::vector<PromptLogprob> prompt_logprobs_;
   int64_t cached_tokens_ = 0;
+  std::shared_ptr<std::string> routed_rows_ = std::make_shared<std::string>();
+  int64_t routed_rows_received_ = 0;
   bool started_ = false;
   bool engine_finished_ = false;
   std::optional<FinishReason> finish_;

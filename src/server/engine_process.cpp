@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "scheduler/scheduler.h"
 #include "server/frame_socket.h"
+#include "server/output_sender.h"
 #include "server/serve.h"
 
 namespace plait {
@@ -16,19 +17,6 @@ namespace {
 
 // How often the load is reported while there is something to report; also the resolution of the watchdog.
 constexpr int kReportMs = 500;
-// One step may bring more logprobs than a frame takes; those of one request always fit (RequestLimits).
-Status send_outputs(FrameSocket& socket, std::vector<RequestOutput>&& outputs, const SchedulerLoad& load) {
-  OutputsMessage message{std::move(outputs), load};
-  auto frame = encode(message);
-  const size_t count = message.outputs.size();
-  if (!frame.has_error() || count < 2) return socket.send(frame);
-  std::vector<RequestOutput> rest(std::make_move_iterator(message.outputs.begin() + count / 2),
-                                  std::make_move_iterator(message.outputs.end()));
-  message.outputs.resize(count / 2);
-  PLAIT_RETURN_IF_ERROR(send_outputs(socket, std::move(message.outputs), load));
-  return send_outputs(socket, std::move(rest), load);
-}
-
 bool same(const SchedulerLoad& a, const SchedulerLoad& b) {
   return a.running == b.running && a.queued == b.queued && a.steps == b.steps && a.kv_used_tokens == b.kv_used_tokens &&
          a.kv_evictable_tokens == b.kv_evictable_tokens && a.generation_rate == b.generation_rate;
@@ -211,10 +199,11 @@ int run_engine_process(int descriptor, const EngineLoader& load) {
   scheduling.context_tokens = loaded->info.context_tokens;
   // The front end bounds the queue; a request that it submits again after a crash must never be refused.
   scheduling.max_queued_requests = 0;
+  // without a front end there is nobody to work for
+  OutputSender sender(socket, [] { _exit(1); });
   Scheduler* reporting = nullptr;
   Scheduler scheduler(scheduling, *loaded->executor, [&](std::vector<RequestOutput>&& outputs) {
-    // without a front end there is nobody to work for
-    if (send_outputs(socket, std::move(outputs), reporting->load()).has_error()) _exit(1);
+    sender.send(std::move(outputs), reporting->load());
   });
   reporting = &scheduler;
 

@@ -77,7 +77,7 @@ void Generation::observe(const ClientSequence& sequence, size_t index) {
 void Generation::write_stream(size_t index) {
   events_.clear();
   format_->stream_update(sequences_, index, events_);
-  if (events_.empty()) return;
+  if (events_.text.empty()) return;
   // Not before the first event: until then an error can still be answered with its own status.
   if (!std::exchange(stream_begun_, true)) exchange_->begin_stream("text/event-stream; charset=utf-8");
   exchange_->write(events_);
@@ -86,12 +86,13 @@ void Generation::write_stream(size_t index) {
 void Generation::complete() {
   over_ = true;
   if (!stream_) {
-    exchange_->respond({.body = format_->body(sequences_)});
+    AnswerText body = format_->body(sequences_);
+    exchange_->respond({.body = std::move(body.text), .long_values = std::move(body.long_values)});
     return;
   }
   events_.clear();
   format_->stream_end(sequences_, events_);
-  events_ += kDoneEvent;
+  events_.text += kDoneEvent;
   exchange_->write(events_);
   exchange_->end_stream();
 }
@@ -103,8 +104,8 @@ void Generation::fail(const ApiError& error) {
     return;
   }
   events_.clear();
-  append_event(events_, to_json(error));
-  events_ += kDoneEvent;
+  append_event(events_.text, to_json(error));
+  events_.text += kDoneEvent;
   exchange_->write(events_);
   exchange_->end_stream();
 }

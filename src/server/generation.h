@@ -40,7 +40,7 @@ class Generation : public OutputReceiver, public std::enable_shared_from_this<Ge
   bool stream_ = false;
   bool stream_begun_ = false;
   bool over_ = false;
-  std::string events_;
+  AnswerText events_;
 };
 
 }  // namespace plait

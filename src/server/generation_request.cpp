@@ -16,6 +16,13 @@ int64_t tokens(const Request& request) {
   return static_cast<int64_t>(request.prompt_ids.size()) + request.sampling.max_new_tokens;
 }
 
+// Of the rows of experts that the front end holds until the answer is sent.
+int64_t routed_expert_bytes(const ApiContext& context, const Request& request) {
+  if (!request.return_routed_experts || !context.routed_experts) return 0;
+  const int64_t rows = tokens(request) - request.routed_experts_start;
+  return std::max<int64_t>(rows, 0) * context.routed_experts->row_bytes();
+}
+
 // Every factor of these products is bounded, so they cannot overflow; their sum over the request must be bounded, too.
 ApiStatus check_totals(const ApiContext& context, const Request& sample, int64_t samples,
                        const GenerationRequest& generation) {
@@ -26,9 +33,11 @@ ApiStatus check_totals(const ApiContext& context, const Request& sample, int64_t
   }
   int64_t total_tokens = samples * tokens(sample);
   int64_t total_logprobs = samples * logprob_values(sample);
+  int64_t total_expert_bytes = samples * routed_expert_bytes(context, sample);
   for (const SequenceRequest& other : generation.sequences) {
     total_tokens += tokens(other.request);
     total_logprobs += logprob_values(other.request);
+    total_expert_bytes += routed_expert_bytes(context, other.request);
   }
   if (total_tokens > context.limits.tokens) {
     return bad_request(fmt::format("The sequences of the request have {} tokens together, prompts and outputs; the "
@@ -41,6 +50,13 @@ ApiStatus check_totals(const ApiContext& context, const Request& sample, int64_t
                                    "alternatives, tokens or prompts.",
                                    total_logprobs, context.limits.logprob_values),
                        "logprobs");
+  }
+  if (total_expert_bytes > context.limits.routed_expert_bytes) {
+    return bad_request(
+        fmt::format("The request asks for {} bytes of routed experts; the limit is {}. Send fewer prompts "
+                    "at once, or raise routed_experts_start_len.",
+                    total_expert_bytes, context.limits.routed_expert_bytes),
+        "return_routed_experts");
   }
   return {};
 }

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "server/answer_text.h"
 #include "server/api_context.h"
 #include "server/api_error.h"
 #include "server/client_sequence.h"
@@ -21,11 +22,11 @@ class ResponseFormat {
  public:
   virtual ~ResponseFormat() = default;
   // Appends the server-sent events for what is fresh in sequence `index`; maybe none.
-  virtual void stream_update(Sequences sequences, size_t index, std::string& events) = 0;
+  virtual void stream_update(Sequences sequences, size_t index, AnswerText& events) = 0;
   // Appends what comes after the last sequence finished (usage), without the final [DONE].
-  virtual void stream_end(Sequences sequences, std::string& events) = 0;
+  virtual void stream_end(Sequences sequences, AnswerText& events) = 0;
   // The whole answer.
-  virtual std::string body(Sequences sequences) = 0;
+  virtual AnswerText body(Sequences sequences) = 0;
 };
 
 struct GenerationRequest {

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "server/answer_text.h"
 #include "server/api_error.h"
 
 namespace plait {
@@ -32,6 +33,7 @@ struct HttpResponse {
   std::string body;
   std::string content_type = "application/json";
   std::vector<std::pair<std::string, std::string>> headers;
+  std::vector<LongValue> long_values;  // in the body
 };
 
 HttpResponse to_response(const ApiError& error);
@@ -46,7 +48,7 @@ class Exchange {
   // Exactly one of: respond() once; or begin_stream(), any number of write(), end_stream().
   virtual void respond(HttpResponse response) = 0;
   virtual void begin_stream(std::string_view content_type) = 0;
-  virtual void write(std::string_view bytes) = 0;
+  virtual void write(const AnswerText& answer) = 0;
   virtual void end_stream() = 0;
 
   // Called once, never from within write(), if the client leaves, or does not read, before the answer is complete.
@@ -58,7 +60,8 @@ class Exchange {
 struct HttpLimits {
   size_t header_bytes = 64 << 10;
   size_t body_bytes = 32 << 20;
-  // Bytes of an answer that a client has not read yet; a stream beyond is cut off.
+  // Bytes of an answer that a client has not read yet; a stream beyond is cut off. Long values are not in memory as
+  // bytes and do not count.
   size_t unread_stream_bytes = 4 << 20;
   std::chrono::milliseconds read_timeout{30'000};   // from the first byte of a request to its last
   std::chrono::milliseconds idle_timeout{75'000};   // a kept connection without a request

@@ -90,8 +90,8 @@ class ConnectionExchange : public Exchange {
     connection_->begin_stream(content_type, request_);
   }
 
-  void write(std::string_view bytes) override {
-    if (streaming_) connection_->send_chunk(bytes, !request_.http_1_0);
+  void write(const AnswerText& answer) override {
+    if (streaming_) connection_->send_chunk(answer, !request_.http_1_0);
   }
 
   void end_stream() override {
@@ -218,8 +218,10 @@ void HttpConnection::append_head(const HttpResponse& response, std::string_view 
 
 void HttpConnection::send_response(const HttpResponse& response, const HttpRequest& request) {
   if (broken_) return;
-  append_head(response, response.status == 204 ? "" : fmt::format("Content-Length: {}\r\n", response.body.size()));
-  if (request.method != "HEAD" && response.status != 204) queued_ += response.body;
+  size_t bytes = response.body.size();
+  for (const LongValue& value : response.long_values) bytes += value.source->size();
+  append_head(response, response.status == 204 ? "" : fmt::format("Content-Length: {}\r\n", bytes));
+  if (request.method != "HEAD" && response.status != 204) queue(response.body, response.long_values, false);
   start_write();
 }
 
@@ -231,15 +233,30 @@ void HttpConnection::begin_stream(std::string_view content_type, const HttpReque
               request.http_1_0 ? "" : "Transfer-Encoding: chunked\r\n");
 }
 
-void HttpConnection::send_chunk(std::string_view bytes, bool chunked) {
-  if (broken_ || bytes.empty()) return;
+void HttpConnection::queue(std::string_view text, bool chunked) {
+  if (text.empty()) return;
+  if (chunked) fmt::format_to(std::back_inserter(queued_), "{:x}\r\n", text.size());
+  queued_ += text;
+  if (chunked) queued_ += "\r\n";
+}
+
+void HttpConnection::queue(std::string_view text, std::span<const LongValue> long_values, bool chunked) {
+  size_t begin = 0;
+  for (const LongValue& value : long_values) {
+    queue(text.substr(begin, value.at - begin), chunked);
+    begin = value.at;
+    long_values_.push_back({std::exchange(queued_, {}), value.source, value.source->size(), chunked});
+  }
+  queue(text.substr(begin), chunked);
+}
+
+void HttpConnection::send_chunk(const AnswerText& answer, bool chunked) {
+  if (broken_ || answer.text.empty()) return;
   if (queued_.size() + sending_.size() - sent_ > server_->limits.unread_stream_bytes) {
     break_off();
     return;
   }
-  if (chunked) fmt::format_to(std::back_inserter(queued_), "{:x}\r\n", bytes.size());
-  queued_ += bytes;
-  if (chunked) queued_ += "\r\n";
+  queue(answer.text, answer.long_values, chunked);
   start_write();
 }
 
@@ -250,12 +267,32 @@ void HttpConnection::finish_exchange(bool chunked_end) {
   notify();
 }
 
+// What goes out next: all that is queued, or text up to a long value, or a piece of it.
+void HttpConnection::take_queued() {
+  sending_.clear();
+  if (long_values_.empty()) {
+    sending_.swap(queued_);
+    return;
+  }
+  QueuedValue& value = long_values_.front();
+  if (!value.before.empty()) {
+    sending_.swap(value.before);
+    return;
+  }
+  value.source->append_piece(sending_);
+  value.left -= sending_.size();
+  if (value.chunked) {
+    sending_.insert(0, fmt::format("{:x}\r\n", sending_.size()));
+    sending_ += "\r\n";
+  }
+  if (value.left == 0) long_values_.pop_front();
+}
+
 void HttpConnection::start_write() {
-  if (writing_ || broken_ || queued_.empty()) return;
+  if (writing_ || broken_ || !has_queued()) return;
   writing_ = true;
   sent_ = 0;
-  sending_.clear();
-  sending_.swap(queued_);
+  take_queued();
   continue_write();
 }
 
@@ -274,10 +311,10 @@ void HttpConnection::continue_write() {
                              }
                              self->writing_ = false;
                              self->write_timer_.cancel();
-                             if (self->queued_.empty()) {
-                               self->notify();
-                             } else {
+                             if (self->has_queued()) {
                                self->start_write();
+                             } else {
+                               self->notify();
                              }
                            });
 }
@@ -285,6 +322,7 @@ void HttpConnection::continue_write() {
 void HttpConnection::break_off() {
   broken_ = true;
   queued_ = {};
+  long_values_.clear();
   boost::system::error_code ignored;
   socket_.close(ignored);
   notify();
@@ -371,7 +409,7 @@ awaitable<void> HttpConnection::answer(HttpParser& parser) {
 }
 
 awaitable<void> HttpConnection::flush() {
-  while (!broken_ && (writing_ || !queued_.empty())) co_await changed(Clock::time_point::max());
+  while (!broken_ && (writing_ || has_queued())) co_await changed(Clock::time_point::max());
 }
 
 awaitable<bool> HttpConnection::serve_one() {

@@ -5,7 +5,9 @@
 #pragma once
 
 #include <chrono>
+#include <deque>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -13,6 +15,7 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
 
+#include "server/answer_text.h"
 #include "server/http.h"
 #include "server/http_parser.h"
 
@@ -39,7 +42,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   // For the exchange of the current request.
   void send_response(const HttpResponse& response, const HttpRequest& request);
   void begin_stream(std::string_view content_type, const HttpRequest& request);
-  void send_chunk(std::string_view bytes, bool chunked);
+  void send_chunk(const AnswerText& answer, bool chunked);
   void finish_exchange(bool chunked_end);
   bool usable() const { return !broken_; }
 
@@ -57,6 +60,10 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void want_input();
   void take_input();
   void watch_half_closed(const HttpRequest& request);
+  void queue(std::string_view text, std::span<const LongValue> long_values, bool chunked);
+  void queue(std::string_view text, bool chunked);
+  bool has_queued() const { return !queued_.empty() || !long_values_.empty(); }
+  void take_queued();
   void start_write();
   void continue_write();
   void break_off();
@@ -73,7 +80,15 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   bool lost_ = false;         // it is gone: nobody reads an answer
   bool watching_half_closed_ = false;
 
-  std::string queued_;   // to be sent after
+  // A value that is made while it is sent, and the text before it.
+  struct QueuedValue {
+    std::string before;
+    std::shared_ptr<ByteSource> source;
+    size_t left = 0;
+    bool chunked = false;
+  };
+  std::deque<QueuedValue> long_values_;
+  std::string queued_;   // to be sent after these, after
   std::string sending_;  // what is being sent, from
   size_t sent_ = 0;
   bool writing_ = false;

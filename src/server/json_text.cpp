@@ -85,4 +85,10 @@ void append_event(std::string& out, std::string_view json) {
   out += "\n\n";
 }
 
+void append_event(AnswerText& out, AnswerText&& json) {
+  out.text += "data: ";
+  out.append(std::move(json));
+  out.text += "\n\n";
+}
+
 }  // namespace plait

@@ -7,6 +7,7 @@
 
 #include <boost/json/value.hpp>
 
+#include "server/answer_text.h"
 #include "text/tokenizer.h"
 
 namespace plait {
@@ -23,6 +24,7 @@ std::string token_text(const Tokenizer* tokenizer, int32_t id);
 void append_value(std::string& out, const boost::json::value& value);
 
 void append_event(std::string& out, std::string_view json);  // "data: <json>\n\n"
+void append_event(AnswerText& out, AnswerText&& json);
 inline constexpr std::string_view kDoneEvent = "data: [DONE]\n\n";
 
 // Puts a comma between elements, not before the first.

@@ -71,6 +71,7 @@ bool Ledger::record(const RequestOutput& output) {
   }
   Entry& entry = found->second;
   for (const OutputToken& token : output.tokens) entry.request.output_ids.push_back(token.id);
+  entry.request.routed_experts_start += output.routed_experts.count;
   if (!output.prompt_logprobs.empty()) entry.prompt_logprobs_delivered = true;
   if (output.tokens.empty()) return true;
   entry.progressed = true;

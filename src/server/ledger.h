@@ -49,7 +49,7 @@ class Ledger {
 
  private:
   struct Entry {
-    Request request;  // output_ids: delivered tokens
+    Request request;  // output_ids: delivered tokens; routed_experts_start: behind the delivered rows
     std::optional<Clock::time_point> deadline;
     bool prompt_logprobs_delivered = false;
     bool progressed = false;  // in the engine that it was submitted to

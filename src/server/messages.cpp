@@ -9,15 +9,16 @@ namespace {
 // Least sizes of sequence elements on the wire.
 constexpr size_t kOutputTokenBytes = 4 + 4 + 8 + 8;
 constexpr size_t kPromptLogprobBytes = 4 + 1 + 8 + 8;
-constexpr size_t kRequestOutputBytes = 8 + 8 + 8 + 8 + 1;
+constexpr size_t kRequestOutputBytes = 8 + 8 + 8 + 8 + 8 + 8 + 1;
 
 template <typename IO, typename M>
 void describe_request(IO& io, M& m) {
   auto& [id, prompt_ids, output_ids, sampling, eos_token_ids, priority, return_logprob, logprob_start, top_logprobs,
-         logprob_ids, time_limit] = m;
+         logprob_ids, return_routed_experts, routed_experts_start, time_limit] = m;
   fields(io, id, prompt_ids, output_ids);
   describe_sampling(io, sampling);
-  fields(io, eos_token_ids, priority, return_logprob, logprob_start, top_logprobs, logprob_ids);
+  fields(io, eos_token_ids, priority, return_logprob, logprob_start, top_logprobs, logprob_ids, return_routed_experts,
+         routed_experts_start);
   io.milliseconds(time_limit);
 }
 
@@ -40,7 +41,7 @@ void describe_finish(IO& io, M& m) {
 
 template <typename IO, typename M>
 void describe_output(IO& io, M& m) {
-  auto& [id, tokens, prompt_logprobs, cached_tokens, finish] = m;
+  auto& [id, tokens, prompt_logprobs, cached_tokens, routed_experts, finish] = m;
   io(id);
   io.sequence(tokens, kOutputTokenBytes, [](auto& element_io, auto& token) {
     fields(element_io, token.id, token.logprob);
@@ -52,7 +53,7 @@ void describe_output(IO& io, M& m) {
     describe_token_logprobs(element_io, position.top);
     describe_token_logprobs(element_io, position.requested);
   });
-  io(cached_tokens);
+  fields(io, cached_tokens, routed_experts.count, routed_experts.ids);
   io.optional(finish, [](auto& element_io, auto& value) { describe_finish(element_io, value); });
 }
 
@@ -79,13 +80,14 @@ void describe_hosts(IO& io, M& m) {
 template <typename IO, typename M>
 void describe_engine_options(IO& io, M& m) {
   auto& [model_path, config_overrides, dummy_weights, dtype, implementation, threads, page_tokens, mem_fraction_static,
-         max_total_tokens, max_running_requests, chunked_prefill_tokens, context_tokens, parallel, hosts] = m;
+         max_total_tokens, max_running_requests, chunked_prefill_tokens, context_tokens, keep_routed_experts, parallel,
+         hosts] = m;
   io(model_path);
   io.json(config_overrides);
   fields(io, dummy_weights, dtype);
   io.enumerator(implementation, kernels::Implementation::kFast);
   fields(io, threads, page_tokens, mem_fraction_static, max_total_tokens, max_running_requests, chunked_prefill_tokens,
-         context_tokens);
+         context_tokens, keep_routed_experts);
   describe_parallel(io, parallel);
   describe_hosts(io, hosts);
 }

@@ -3,6 +3,7 @@
 #include "server/native_format.h"
 #include "server/prompts.h"
 #include "server/request_fields.h"
+#include "server/routed_experts.h"
 #include "server/sampling_fields.h"
 
 namespace plait {
@@ -21,7 +22,6 @@ constexpr RefusedField kRefused[] = {
     {"audio_data", "the models served here read text only"},
     {"video_data", "the models served here read text only"},
     {"return_hidden_states", "hidden states do not leave the engine in this version"},
-    {"return_routed_experts", "routed experts are not captured in this version"},
     {"return_prompt_token_ids", "prompt ids are not returned in this version"},
     {"lora_path", "adapters are not part of this version"},
     {"session_params", "sessions are not part of this version"},
@@ -104,8 +104,8 @@ LogprobChoice read_logprobs(RequestFields& fields, const ApiContext& context, si
   return choice;
 }
 
-ApiStatus add_prompt(const ApiContext& context, const json::object& own, std::vector<int32_t> ids, size_t index,
-                     GenerationRequest& generation) {
+ApiStatus add_prompt(const ApiContext& context, const json::object& own, const RoutedExpertsChoice& experts,
+                     std::vector<int32_t> ids, size_t index, GenerationRequest& generation) {
   RequestFields item(own);
   static const json::object kNone;
   const json::object* sampling_object = item.object("sampling_params");
@@ -126,6 +126,7 @@ ApiStatus add_prompt(const ApiContext& context, const json::object& own, std::ve
   request.logprob_start = logprobs.start;
   request.top_logprobs = logprobs.top;
   request.logprob_ids = std::move(logprobs.ids);
+  apply(experts, request);
   return add_samples(context, choice, SamplingParams().max_new_tokens, std::move(sequence), generation);
 }
 
@@ -139,12 +140,14 @@ ApiResult<GenerationRequest> parse_generate(const ApiContext& context, const jso
   generation.stream = fields.boolean("stream").value_or(false);
   NativeFormatOptions format{.incremental = context.stream_output};
   format.logprob_text = fields.boolean("return_text_in_logprobs").value_or(false);
+  const RoutedExpertsChoice experts = read_routed_experts(fields, context);
+  format.experts = experts.format;
   PLAIT_RETURN_IF_ERROR(fields.status());
 
   PLAIT_ASSIGN_OR_RETURN(PromptList prompts, read_either(context, fields));
   for (size_t i = 0; i < prompts.ids.size(); ++i) {
     PLAIT_ASSIGN_OR_RETURN(const json::object own, fields_of_prompt(fields, i, prompts.ids.size(), prompts.list));
-    PLAIT_RETURN_IF_ERROR(add_prompt(context, own, std::move(prompts.ids[i]), i, generation));
+    PLAIT_RETURN_IF_ERROR(add_prompt(context, own, experts, std::move(prompts.ids[i]), i, generation));
   }
   format.list = prompts.list || generation.sequences.size() > 1;
   generation.format = make_native_format(context, format);

@@ -22,7 +22,7 @@ class NativeFormat : public ResponseFormat {
  public:
   NativeFormat(const ApiContext& context, NativeFormatOptions options) : context_(context), options_(options) {}
 
-  void stream_update(Sequences sequences, size_t index, std::string& events) override {
+  void stream_update(Sequences sequences, size_t index, AnswerText& events) override {
     const ClientSequence& sequence = *sequences[index];
     if (sequence.fresh_tokens().empty() && sequence.fresh_text().empty() && !sequence.finish()) return;
     parts_.resize(sequences.size());
@@ -34,23 +34,23 @@ class NativeFormat : public ResponseFormat {
     append_output(sequence, sequence.fresh_text(), sequence.fresh_tokens(), parts);
     event_.clear();
     append_answer(sequence, parts, options_.list ? std::optional<size_t>(index) : std::nullopt, event_);
-    append_event(events, event_);
+    append_event(events, std::move(event_));
   }
 
-  void stream_end(Sequences, std::string&) override {}
+  void stream_end(Sequences, AnswerText&) override {}
 
-  std::string body(Sequences sequences) override {
-    std::string out;
-    if (options_.list) out += '[';
+  AnswerText body(Sequences sequences) override {
+    AnswerText out;
+    if (options_.list) out.text += '[';
     Separator separator;
     for (const auto& sequence : sequences) {
       Parts parts;
       append_prompt(*sequence, parts);
       append_output(*sequence, sequence->text(), sequence->tokens(), parts);
-      separator(out);
+      separator(out.text);
       append_answer(*sequence, parts, std::nullopt, out);
     }
-    if (options_.list) out += ']';
+    if (options_.list) out.text += ']';
     return out;
   }
 
@@ -141,7 +141,8 @@ class NativeFormat : public ResponseFormat {
   }
 
   void append_answer(const ClientSequence& sequence, const Parts& parts, std::optional<size_t> index,
-                     std::string& out) const {
+                     AnswerText& answer) const {
+    std::string& out = answer.text;
     out += '{';
     if (context_.tokenizer != nullptr) {
       out += R"("text":")";
@@ -160,6 +161,10 @@ class NativeFormat : public ResponseFormat {
         sequence.prompt_tokens(), sequence.tokens().size(), sequence.cached_tokens(),
         sequence.seconds_since_arrival(ClientSequence::Clock::now()));
     append_logprob_lists(sequence.request().request, parts, out);
+    if (sequence.finish() && sequence.request().request.return_routed_experts) {
+      out += ',';
+      append_routed_experts(answer, context_, options_.experts, sequence);
+    }
     out += '}';
     if (index) fmt::format_to(std::back_inserter(out), R"(,"index":{})", *index);
     out += '}';
@@ -188,7 +193,7 @@ class NativeFormat : public ResponseFormat {
   NativeFormatOptions options_;
   std::vector<Parts> parts_;  // of each sequence of a stream
   std::vector<bool> prompt_done_;
-  std::string event_;
+  AnswerText event_;
 };
 
 }  // namespace

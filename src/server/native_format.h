@@ -5,6 +5,7 @@
 
 #include "server/api_context.h"
 #include "server/generation_request.h"
+#include "server/routed_experts.h"
 
 namespace plait {
 
@@ -12,6 +13,7 @@ struct NativeFormatOptions {
   bool list = false;          // the answer is an array, events carry "index"
   bool incremental = false;   // an event holds only what is new, else everything so far
   bool logprob_text = false;  // return_text_in_logprobs
+  RoutedExpertsFormat experts = RoutedExpertsFormat::kInt32;
 };
 
 // `context` outlives the format.

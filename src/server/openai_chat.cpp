@@ -15,6 +15,7 @@ struct ChatOptions {
   std::string id;
   StreamOptions stream;
   bool logprobs = false;
+  RoutedExpertsFormat experts = RoutedExpertsFormat::kInt32;
 };
 
 class ChatFormatter : public ResponseFormat {
@@ -25,7 +26,7 @@ class ChatFormatter : public ResponseFormat {
         head_(answer_head(options_.id, options_.stream.stream ? "chat.completion.chunk" : "chat.completion", context)) {
   }
 
-  void stream_update(Sequences sequences, size_t index, std::string& events) override {
+  void stream_update(Sequences sequences, size_t index, AnswerText& events) override {
     const ClientSequence& sequence = *sequences[index];
     started_.resize(sequences.size());
     if (!started_[index]) {
@@ -41,16 +42,14 @@ class ChatFormatter : public ResponseFormat {
     if (sequence.finish()) append_chunk(sequences, index, "{}", {}, true, events);
   }
 
-  void stream_end(Sequences sequences, std::string& events) override {
-    if (!options_.stream.usage_at_end) return;
-    event_ = "{" + head_ + R"(,"choices":[],"usage":)";
-    append_usage(event_, sequences);
-    event_ += '}';
-    append_event(events, event_);
+  void stream_end(Sequences sequences, AnswerText& events) override {
+    append_end_events(head_, context_, options_.stream, options_.experts, sequences, events);
   }
 
-  std::string body(Sequences sequences) override {
-    std::string out = "{" + head_ + R"(,"choices":[)";
+  AnswerText body(Sequences sequences) override {
+    AnswerText answer;
+    std::string& out = answer.text;
+    out = "{" + head_ + R"(,"choices":[)";
     Separator separator;
     for (size_t i = 0; i < sequences.size(); ++i) {
       const ClientSequence& sequence = *sequences[i];
@@ -61,36 +60,41 @@ class ChatFormatter : public ResponseFormat {
       append_logprobs(sequence.tokens(), out);
       out += ',';
       append_finish(out, sequence);
+      if (i > 0) append_sglext(answer, context_, options_.experts, sequence);
       out += '}';
     }
     out += R"(],"usage":)";
     append_usage(out, sequences);
+    append_sglext(answer, context_, options_.experts, *sequences.front());
     out += '}';
-    return out;
+    return answer;
   }
 
  private:
   void append_chunk(Sequences sequences, size_t index, std::string_view delta, std::span<const OutputToken> tokens,
-                    bool last, std::string& events) {
-    event_ = "{" + head_;
-    fmt::format_to(std::back_inserter(event_), R"(,"choices":[{{"index":{},"delta":)", index);
-    event_ += delta;
-    event_ += R"(,"logprobs":)";
+                    bool last, AnswerText& events) {
+    event_.clear();
+    std::string& out = event_.text;
+    out = "{" + head_;
+    fmt::format_to(std::back_inserter(out), R"(,"choices":[{{"index":{},"delta":)", index);
+    out += delta;
+    out += R"(,"logprobs":)";
     if (tokens.empty()) {
-      event_ += "null";
+      out += "null";
     } else {
-      append_logprobs(tokens, event_);
+      append_logprobs(tokens, out);
     }
-    event_ += ',';
+    out += ',';
     if (last) {
-      append_finish(event_, *sequences[index]);
+      append_finish(out, *sequences[index]);
+      if (index > 0) append_sglext(event_, context_, options_.experts, *sequences[index]);
     } else {
-      event_ += R"("finish_reason":null)";
+      out += R"("finish_reason":null)";
     }
-    event_ += "}]";
-    append_event_usage(event_, options_.stream, sequences);
-    event_ += '}';
-    append_event(events, event_);
+    out += "}]";
+    append_event_usage(out, options_.stream, sequences);
+    out += '}';
+    append_event(events, std::move(event_));
   }
 
   void append_token(int32_t id, double logprob, std::string& out) const {
@@ -132,7 +136,8 @@ class ChatFormatter : public ResponseFormat {
   ChatOptions options_;
   std::string head_;
   std::vector<bool> started_;
-  std::string event_, delta_;
+  AnswerText event_;
+  std::string delta_;
 };
 
 }  // namespace
@@ -149,6 +154,8 @@ ApiResult<GenerationRequest> parse_chat(const ApiContext& context, const json::o
   options.logprobs = fields.boolean("logprobs").value_or(false);
   const auto top = fields.integer("top_logprobs", {0, context.limits.openai_top_logprobs});
   if (top && *top > 0 && !options.logprobs) fields.fail("top_logprobs", "needs logprobs to be true");
+  const RoutedExpertsChoice experts = read_routed_experts(fields, context);
+  options.experts = experts.format;
   const SamplingChoice choice = read_sampling(fields, SamplingSpelling::kOpenAi, context);
   PLAIT_ASSIGN_OR_RETURN(const ChatRequest chat, read_chat_request(context, fields));
 
@@ -158,6 +165,7 @@ ApiResult<GenerationRequest> parse_chat(const ApiContext& context, const json::o
   sequence.request.prompt_ids = context.tokenizer->encode(*prompt, false);
   sequence.request.return_logprob = options.logprobs;
   sequence.request.top_logprobs = static_cast<int32_t>(options.logprobs ? top.value_or(0) : 0);
+  apply(experts, sequence.request);
   GenerationRequest generation{.stream = options.stream.stream};
   PLAIT_RETURN_IF_ERROR(add_samples(context, choice, std::nullopt, std::move(sequence), generation));
   generation.format = std::make_unique<ChatFormatter>(context, options);

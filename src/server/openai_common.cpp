@@ -16,7 +16,6 @@ constexpr RefusedField kRefused[] = {
     {"lora_path", "adapters are not part of this version"},
     {"session_params", "sessions are not part of this version"},
     {"return_hidden_states", "hidden states do not leave the engine in this version"},
-    {"return_routed_experts", "routed experts are not captured in this version"},
     {"extra_key", "the prefix cache has one name space in this version"},
     {"cache_salt", "the prefix cache has one name space in this version"},
     {"bootstrap_host", "prefill and decode run in one engine in this version"},
@@ -115,6 +114,39 @@ void append_event_usage(std::string& out, const StreamOptions& options, Sequence
   } else if (options.usage_at_end) {
     out += R"(,"usage":null)";
   }
+}
+
+bool has_routed_experts(const ClientSequence& sequence) {
+  return sequence.finish() && sequence.request().request.return_routed_experts;
+}
+
+void append_sglext(AnswerText& out, const ApiContext& context, RoutedExpertsFormat format,
+                   const ClientSequence& sequence) {
+  if (!has_routed_experts(sequence)) return;
+  out.text += R"(,"sglext":{)";
+  append_routed_experts(out, context, format, sequence);
+  out.text += '}';
+}
+
+void append_end_events(std::string_view head, const ApiContext& context, const StreamOptions& options,
+                       RoutedExpertsFormat format, Sequences sequences, AnswerText& events) {
+  const auto begin = [&] {
+    AnswerText event;
+    event.text = fmt::format(R"({{{},"choices":[])", head);
+    return event;
+  };
+  if (has_routed_experts(*sequences.front())) {
+    AnswerText event = begin();
+    append_sglext(event, context, format, *sequences.front());
+    event.text += '}';
+    append_event(events, std::move(event));
+  }
+  if (!options.usage_at_end) return;
+  AnswerText event = begin();
+  event.text += R"(,"usage":)";
+  append_usage(event.text, sequences);
+  event.text += '}';
+  append_event(events, std::move(event));
 }
 
 void append_finish(std::string& out, const ClientSequence& sequence) {

@@ -8,6 +8,7 @@
 #include "server/api_error.h"
 #include "server/generation_request.h"
 #include "server/request_fields.h"
+#include "server/routed_experts.h"
 
 namespace plait {
 
@@ -35,6 +36,14 @@ std::string answer_head(std::string_view id, std::string_view object, const ApiC
 void append_usage(std::string& out, Sequences sequences);
 // ,"usage":{...} where an event has to carry it: always, or null until the end, or not at all.
 void append_event_usage(std::string& out, const StreamOptions& options, Sequences sequences);
+bool has_routed_experts(const ClientSequence& sequence);
+// ,"sglext":{"routed_experts":...} if the request asks for them and they are complete. SGLang has one at the level of
+// the answer, in streams in an event without choices; it is the first choice's. Others carry theirs themselves.
+void append_sglext(AnswerText& out, const ApiContext& context, RoutedExpertsFormat format,
+                   const ClientSequence& sequence);
+// What follows the last choice of a stream: the first choice's "sglext", then usage at the end.
+void append_end_events(std::string_view head, const ApiContext& context, const StreamOptions& options,
+                       RoutedExpertsFormat format, Sequences sequences, AnswerText& events);
 // "finish_reason":...,"matched_stop":... (the latter as SGLang adds it)
 void append_finish(std::string& out, const ClientSequence& sequence);
 

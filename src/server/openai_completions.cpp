@@ -18,6 +18,7 @@ struct CompletionOptions {
   StreamOptions stream;
   bool echo = false;
   bool logprobs = false;
+  RoutedExpertsFormat experts = RoutedExpertsFormat::kInt32;
 };
 
 size_t code_points(std::string_view text) {
@@ -109,40 +110,39 @@ class CompletionFormat : public ResponseFormat {
         echoes_(std::move(echoes)),
         head_(answer_head(options_.id, "text_completion", context)) {}
 
-  void stream_update(Sequences sequences, size_t index, std::string& events) override {
+  void stream_update(Sequences sequences, size_t index, AnswerText& events) override {
     const ClientSequence& sequence = *sequences[index];
     states_.resize(sequences.size());
     State& state = states_[index];
     const bool first = !std::exchange(state.started, true);
     const bool news = !sequence.fresh_text().empty() || (options_.logprobs && !sequence.fresh_tokens().empty());
     if (!news && !sequence.finish() && !(first && options_.echo)) return;
-    event_ = "{" + head_ + R"(,"choices":[)";
+    event_.clear();
+    event_.text = "{" + head_ + R"(,"choices":[)";
     append_choice(sequence, index, first, sequence.fresh_text(), sequence.fresh_tokens(), state.offset, event_);
-    event_ += ']';
-    append_event_usage(event_, options_.stream, sequences);
-    event_ += '}';
-    append_event(events, event_);
+    event_.text += ']';
+    append_event_usage(event_.text, options_.stream, sequences);
+    event_.text += '}';
+    append_event(events, std::move(event_));
   }
 
-  void stream_end(Sequences sequences, std::string& events) override {
-    if (!options_.stream.usage_at_end) return;
-    event_ = "{" + head_ + R"(,"choices":[],"usage":)";
-    append_usage(event_, sequences);
-    event_ += '}';
-    append_event(events, event_);
+  void stream_end(Sequences sequences, AnswerText& events) override {
+    append_end_events(head_, context_, options_.stream, options_.experts, sequences, events);
   }
 
-  std::string body(Sequences sequences) override {
-    std::string out = "{" + head_ + R"(,"choices":[)";
+  AnswerText body(Sequences sequences) override {
+    AnswerText out;
+    out.text = "{" + head_ + R"(,"choices":[)";
     Separator separator;
     for (size_t i = 0; i < sequences.size(); ++i) {
       size_t offset = 0;
-      separator(out);
+      separator(out.text);
       append_choice(*sequences[i], i, true, sequences[i]->text(), sequences[i]->tokens(), offset, out);
     }
-    out += R"(],"usage":)";
-    append_usage(out, sequences);
-    out += '}';
+    out.text += R"(],"usage":)";
+    append_usage(out.text, sequences);
+    append_sglext(out, context_, options_.experts, *sequences.front());
+    out.text += '}';
     return out;
   }
 
@@ -153,7 +153,8 @@ class CompletionFormat : public ResponseFormat {
   };
 
   void append_choice(const ClientSequence& sequence, size_t index, bool first, std::string_view text,
-                     std::span<const OutputToken> tokens, size_t& offset, std::string& out) const {
+                     std::span<const OutputToken> tokens, size_t& offset, AnswerText& answer) const {
+    std::string& out = answer.text;
     const bool with_prompt = first && options_.echo;
     fmt::format_to(std::back_inserter(out), R"({{"index":{},"text":")", index);
     if (with_prompt) append_escaped(out, echoes_[sequence.request().prompt_index]);
@@ -162,6 +163,7 @@ class CompletionFormat : public ResponseFormat {
     append_logprobs(sequence, with_prompt, tokens, offset, out);
     out += ',';
     append_finish(out, sequence);
+    if (index > 0) append_sglext(answer, context_, options_.experts, sequence);
     out += '}';
   }
 
@@ -187,7 +189,7 @@ class CompletionFormat : public ResponseFormat {
   std::vector<std::string> echoes_;  // text of each prompt, with echo
   std::string head_;
   std::vector<State> states_;
-  std::string event_;
+  AnswerText event_;
 };
 
 std::vector<std::string> echo_texts(const ApiContext& context, const PromptList& prompts) {
@@ -214,6 +216,8 @@ ApiResult<GenerationRequest> parse_completions(const ApiContext& context, const 
   const SamplingChoice choice = read_sampling(fields, SamplingSpelling::kOpenAi, context);
   const auto best_of = fields.integer("best_of", {1, context.limits.samples});
   if (best_of && *best_of != choice.samples) fields.fail("best_of", "is only supported if it equals n");
+  const RoutedExpertsChoice experts = read_routed_experts(fields, context);
+  options.experts = experts.format;
   PLAIT_RETURN_IF_ERROR(fields.status());
 
   const json::value* prompt = fields.value("prompt");
@@ -234,6 +238,7 @@ ApiResult<GenerationRequest> parse_completions(const ApiContext& context, const 
     request.return_logprob = options.logprobs;
     request.logprob_start = options.logprobs && options.echo ? 0 : -1;
     request.top_logprobs = static_cast<int32_t>(logprobs.value_or(0));
+    apply(experts, request);
     PLAIT_RETURN_IF_ERROR(add_samples(context, choice, kDefaultMaxTokens, std::move(sequence), generation));
   }
   return generation;

@@ -42,6 +42,7 @@ Result<Model> read_model(const ServeOptions& options) {
   context.model_path = options.engine.model_path;
   context.served_model_name = options.served_model_name.empty() ? options.engine.model_path : options.served_model_name;
   context.stream_output = options.stream_output;
+  if (options.engine.keep_routed_experts) context.routed_experts = RoutedExpertShape::of(context.config);
   if (options.default_request_timeout.count() > 0) context.time_limit = options.default_request_timeout;
   const auto now = std::chrono::system_clock::now().time_since_epoch();
   context.started_at = std::chrono::duration_cast<std::chrono::seconds>(now).count();

@@ -28,11 +28,16 @@ void wait_in_region() {
   about_to_block("waiting for a reply");
 }
 
-TEST(LaunchRegion, RefusesToWaitInside) {
+class LaunchRegionTest : public ::testing::Test {
+ protected:
+  void SetUp() override { GTEST_FLAG_SET(death_test_style, "threadsafe"); }
+};
+
+TEST_F(LaunchRegionTest, RefusesToWaitInside) {
   EXPECT_REFUSED(wait_in_region(), "waiting for a reply would wait inside the launch of a step");
 }
 
-TEST(LaunchRegion, AllowsWaitsOutsideAndOnOtherThreads) {
+TEST_F(LaunchRegionTest, AllowsWaitsOutsideAndOnOtherThreads) {
   const uint64_t before = blocked_launches();
   about_to_block("a wait before");
   {
@@ -48,14 +53,14 @@ TEST(LaunchRegion, AllowsWaitsOutsideAndOnOtherThreads) {
   EXPECT_EQ(blocked_launches(), before);
 }
 
-TEST(LaunchRegion, NestsAndEndsWithItsScope) {
+TEST_F(LaunchRegionTest, NestsAndEndsWithItsScope) {
   const LaunchRegion outer("launch of a step");
   { const LaunchRegion inner("capture"); }
   EXPECT_TRUE(LaunchRegion::active());
   EXPECT_REFUSED(about_to_block("a wait"), "inside the launch of a step");
 }
 
-TEST(LaunchRegion, LetsCollectivesWait) {
+TEST_F(LaunchRegionTest, LetsCollectivesWait) {
   const LaunchRegion region("launch of a step");
   const uint64_t before = blocked_launches();
   {
@@ -80,7 +85,7 @@ void open_file() {
   (void)MappedFile::open("/no/such/file");
 }
 
-TEST(LaunchRegion, KnowsOurBlockingCalls) {
+TEST_F(LaunchRegionTest, KnowsOurBlockingCalls) {
   EXPECT_REFUSED(wait_for_signal(), "waiting for another rank would wait inside");
   EXPECT_REFUSED(open_file(), "opening a file would wait inside");
 }

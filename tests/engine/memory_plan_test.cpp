@@ -38,6 +38,17 @@ TEST(MemoryPlan, FillsTheStaticShareWithPages) {
   EXPECT_EQ(plan.kv_pages * 16, plan.kv_tokens);
 }
 
+TEST(MemoryPlan, CountsRoutedExpertsWithTheTokensTheyBelongTo) {
+  MemoryNeeds keeps = needs();
+  keeps.routed_expert_bytes_per_token = 128;  // beside 512 of KV
+  const MemoryPlan plan = plan_memory(keeps).value();
+  EXPECT_EQ(plan.kv_tokens, static_cast<int64_t>(400 * kMiB / (512 + 128)));
+  EXPECT_EQ(plan.kv_bytes, static_cast<size_t>(plan.kv_tokens) * 512);
+  EXPECT_EQ(plan.routed_expert_bytes, static_cast<size_t>(plan.kv_tokens) * 128);
+  EXPECT_NE(plan.to_string().find("experts"), std::string::npos) << plan.to_string();
+  EXPECT_EQ(plan_memory(needs()).value().to_string().find("experts"), std::string::npos);
+}
+
 TEST(MemoryPlan, LeavesRoomForScratch) {
   MemoryNeeds large = needs();
   large.scratch_bytes = 450 * kMiB;

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include "base/launch_region.h"
 #include "engine/engine_setup.h"
 #include "engine/rank_team.h"
 #include "model/model_facts.h"
@@ -86,6 +87,20 @@ class Team {
 
   const RankTeam& ranks() const { return *team_; }
 
+  // Of all tokens so far: [tokens, layers with experts, k]
+  std::vector<int32_t> routed_experts(const Sequence& sequence) const {
+    const RoutedExpertPool& pool = *team_->routed_experts(sequence.dp);
+    std::string rows;
+    pool.read(sequence.pages, 0, sequence.cached, rows);
+    EXPECT_EQ(std::ssize(rows), sequence.cached * pool.shape().row_bytes());
+    std::vector<int32_t> ids;
+    for (size_t i = 0; i < rows.size(); i += static_cast<size_t>(pool.shape().id_bytes)) {
+      const auto byte = [&](size_t at) { return static_cast<int32_t>(static_cast<uint8_t>(rows[at])); };
+      ids.push_back(pool.shape().id_bytes == 1 ? byte(i) : byte(i) + 256 * byte(i + 1));
+    }
+    return ids;
+  }
+
  private:
   const ModelConfig& config_;
   std::unique_ptr<RankTeam> team_;
@@ -127,12 +142,36 @@ std::vector<ParallelConfig> configurations(const ModelFacts& facts) {
   return all;
 }
 
+// What every rank wrote into the pools of its data-parallel rank, against the golden choices. Returns how many rows.
+int64_t expect_golden_experts(const GoldenFolder& golden, const GoldenPrompt& prompt, std::vector<int32_t> ids) {
+  const RoutedExpertShape shape = RoutedExpertShape::of(golden.config);
+  const int64_t k = shape.experts_per_token;
+  const auto tokens = std::ssize(prompt.input_ids);
+  EXPECT_EQ(shape.expert_layers.size(), prompt.routed.size());
+  EXPECT_EQ(std::ssize(ids), tokens * shape.row_ids());
+  for (int64_t token = 0; token < tokens; ++token)
+    for (size_t i = 0; i < shape.expert_layers.size(); ++i) {
+      const auto mine = ids.begin() + token * shape.row_ids() + static_cast<int64_t>(i) * k;
+      std::sort(mine, mine + k);
+      const std::vector<int32_t>& table = prompt.routed.at(shape.expert_layers[i]);
+      std::vector<int32_t> expected(table.begin() + token * k, table.begin() + (token + 1) * k);
+      std::sort(expected.begin(), expected.end());
+      if (!std::equal(expected.begin(), expected.end(), mine)) {
+        ADD_FAILURE() << "experts of token " << token << " in layer " << shape.expert_layers[i];
+        return 0;
+      }
+    }
+  return tokens * std::ssize(shape.expert_layers);
+}
+
 // Every golden prompt at once: a first part, the rest in uneven pieces, the last tokens one by one.
-void expect_golden(const GoldenFolder& golden, const ParallelConfig& parallel, PaddingMode padding) {
+// Returns how many rows of routed experts were compared.
+int64_t expect_golden(const GoldenFolder& golden, const ParallelConfig& parallel, PaddingMode padding) {
   Team team(golden.config, golden.weights,
             {.parallel = parallel,
              .model = {kernels::Implementation::kFast, kernels::Activation::kFloat32, {}},
              .threads = 1,
+             .keep_routed_experts = true,
              .padding = padding});
   std::vector<Team::Sequence> sequences;
   std::vector<std::vector<float>> logits(golden.prompts.size());
@@ -158,21 +197,28 @@ void expect_golden(const GoldenFolder& golden, const ParallelConfig& parallel, P
     for (size_t i = 0; i < rows.size(); ++i)
       logits[index[i]].insert(logits[index[i]].end(), rows[i].begin(), rows[i].end());
   }
+  int64_t expert_rows = 0;
   for (size_t i = 0; i < golden.prompts.size(); ++i) {
     const GoldenPrompt& prompt = golden.prompts[i];
-    ASSERT_GE(logits[i].size(), prompt.logits.size());
+    if (logits[i].size() < prompt.logits.size()) {
+      ADD_FAILURE() << "prompt " << i << " has too few logits";
+      return 0;
+    }
     const size_t offset = logits[i].size() - prompt.logits.size();
     double worst = 0;
     for (size_t j = 0; j < prompt.logits.size(); ++j)
       worst = std::max(worst, static_cast<double>(std::abs(logits[i][offset + j] - prompt.logits[j])));
-    ASSERT_LE(worst, kTolerance * prompt.range()) << "prompt " << i;
+    EXPECT_LE(worst, kTolerance * prompt.range()) << "prompt " << i;
+    expert_rows += expect_golden_experts(golden, prompt, team.routed_experts(sequences[i]));
   }
+  return expert_rows;
 }
 
 TEST(Ranks, GoldensInManyConfigurations) {
   const auto of_each_model = static_cast<size_t>(repetitions(40));
   int cases = 0, context_parallel = 0, pipelines = 0, exchanges = 0;
   size_t valid = 0;
+  int64_t expert_rows = 0;
   for (const std::string name : {"v2-lite", "v2", "v3", "kimi-k2"}) {
     const GoldenFolder golden = GoldenFolder::read(name);
     const std::vector<ParallelConfig> all = configurations(model_facts(golden.config));
@@ -182,8 +228,8 @@ TEST(Ranks, GoldensInManyConfigurations) {
       const ParallelConfig& config = all[i];
       const PaddingMode padding = i % 2 == 0 ? PaddingMode::kMaxLen : PaddingMode::kSumLen;
       SCOPED_TRACE(::testing::Message() << name << ": " << to_flags(config) << ", " << name_of(padding));
-      expect_golden(golden, config, padding);
-      if (HasFatalFailure()) return;
+      expert_rows += expect_golden(golden, config, padding);
+      if (HasFailure()) return;
       context_parallel += config.attn_cp_size > 1;
       pipelines += config.pp_size > 1;
       exchanges += config.moe_a2a_backend != MoeA2a::kNone;
@@ -191,9 +237,9 @@ TEST(Ranks, GoldensInManyConfigurations) {
   }
   std::printf(
       "%d configurations of ranks compared with goldens, %d of them context-parallel, %d pipelines, %d with expert "
-      "exchange; "
-      "%zu valid\n",
-      cases, context_parallel, pipelines, exchanges, valid);
+      "exchange; %ld rows of routed experts kept as they were chosen; %zu valid\n",
+      cases, context_parallel, pipelines, exchanges, expert_rows, valid);
+  EXPECT_EQ(blocked_launches(), 0u) << "a rank waited inside the launch of a step, outside a collective";
 }
 
 // Every byte that the planner's costs count moves, and no other.

@@ -1,5 +1,6 @@
 // The scheduler over the real engine with the demo model: a request's tokens and their logprobs, to the last bit, are
-// those that it gets alone, whatever runs beside it, however its prompt is cut, found in the cache or computed again.
+// those that it gets alone, whatever runs beside it, however its prompt is cut, found in the cache or computed again;
+// so are the experts that were chosen for all its tokens.
 #include <gtest/gtest.h>
 
 #include "base/log.h"
@@ -19,6 +20,7 @@ std::unique_ptr<Engine> demo_engine(const std::string& dtype, int64_t page_token
   options.threads = 1;
   options.page_tokens = page_tokens;
   options.max_total_tokens = kv_tokens;
+  options.keep_routed_experts = true;
   auto engine = Engine::create(options);
   EXPECT_TRUE(engine.has_value()) << engine.error().message;
   return std::move(engine).value();
@@ -42,6 +44,8 @@ std::vector<Request> requests() {
     request.sampling.ignore_eos = true;
     request.return_logprob = true;
     request.logprob_start = id % 4 == 0 ? 0 : -1;
+    request.return_routed_experts = id % 5 != 4;
+    request.routed_experts_start = static_cast<int64_t>(id % 3) * 7;
     made.push_back(std::move(request));
   }
   return made;
@@ -50,6 +54,7 @@ std::vector<Request> requests() {
 using Outputs = std::map<RequestId, RequestOutput>;
 
 void run(Engine& engine, Batcher& batcher, Outputs& outputs) {
+  const std::vector<Request> sent = requests();
   while (batcher.has_work()) {
     const Batch batch = batcher.plan();
     auto sampled = engine.execute(batch.step, batch.sampling_rows);
@@ -59,6 +64,12 @@ void run(Engine& engine, Batcher& batcher, Outputs& outputs) {
       RequestOutput& all = outputs[news.id];
       std::move(news.tokens.begin(), news.tokens.end(), std::back_inserter(all.tokens));
       if (!news.prompt_logprobs.empty()) all.prompt_logprobs = std::move(news.prompt_logprobs);
+      all.routed_experts.count += news.routed_experts.count;
+      all.routed_experts.ids += news.routed_experts.ids;
+      // With a token come all rows before it.
+      if (const Request& request = sent.at(news.id); request.return_routed_experts && !news.tokens.empty())
+        ASSERT_EQ(all.routed_experts.count,
+                  std::ssize(request.prompt_ids) + std::ssize(all.tokens) - 1 - request.routed_experts_start);
       if (news.finish) all.finish = std::move(news.finish);
     }
   }
@@ -70,6 +81,8 @@ void expect_equal(const Outputs& alone, const Outputs& crowded, const std::strin
     const RequestOutput& actual = crowded.at(id);
     ASSERT_EQ(actual.finish->kind, FinishKind::kLength) << actual.finish->message;
     ASSERT_EQ(actual.tokens.size(), expected.tokens.size());
+    ASSERT_EQ(actual.routed_experts.count, expected.routed_experts.count);
+    ASSERT_EQ(actual.routed_experts.ids, expected.routed_experts.ids);
     for (size_t i = 0; i < expected.tokens.size(); ++i) {
       ASSERT_EQ(actual.tokens[i].id, expected.tokens[i].id) << "token " << i;
       ASSERT_EQ(actual.tokens[i].logprob, expected.tokens[i].logprob) << "token " << i;
@@ -88,7 +101,7 @@ TEST_P(EngineBatching, TokensAreThoseOfTheRequestAlone) {
   {
     const auto engine = demo_engine(GetParam(), 16, 2048);
     for (const Request& request : requests()) {
-      Batcher batcher({.radix_cache = false}, engine->kv_pages(), engine->page_tokens());
+      Batcher batcher({.radix_cache = false}, engine->kv_pages(), engine->page_tokens(), engine->routed_experts(0));
       longest = std::max<int64_t>(longest, request.prompt_ids.size() + 16);
       batcher.add(Request(request), {});
       run(*engine, batcher, alone);
@@ -107,17 +120,19 @@ TEST_P(EngineBatching, TokensAreThoseOfTheRequestAlone) {
   };
   for (const auto& crowd : crowds) {
     const auto engine = demo_engine(GetParam(), crowd.page_tokens, crowd.kv_tokens);
-    Batcher batcher(crowd.options, engine->kv_pages(), engine->page_tokens());
+    Batcher batcher(crowd.options, engine->kv_pages(), engine->page_tokens(), engine->routed_experts(0));
     for (size_t round = 0; round < crowd.rounds; ++round) {
       Outputs crowded;
       for (Request& request : requests()) batcher.add(std::move(request), {});
       run(*engine, batcher, crowded);
       expect_equal(alone, crowded, crowd.what);
     }
+    int64_t expert_rows = 0;
+    for (const auto& [id, output] : alone) expert_rows += output.routed_experts.count;
     const SchedulerLoad load = batcher.load();
-    std::printf("%s, %s: %lu requests, %lu retractions, %lu of %lu prompt tokens from the cache\n", GetParam(),
-                crowd.what, crowd.rounds * requests().size(), load.retractions, load.cached_prompt_tokens,
-                load.prompt_tokens);
+    std::printf("%s, %s: %lu requests, %lu retractions, %lu of %lu prompt tokens from the cache, %ld rows of experts\n",
+                GetParam(), crowd.what, crowd.rounds * requests().size(), load.retractions, load.cached_prompt_tokens,
+                load.prompt_tokens, crowd.rounds * expert_rows);
   }
 }
 

@@ -33,11 +33,23 @@ class Answers : public ::testing::Test {
     delete tokenizer_;
   }
 
+  // As it is sent: long values at their places.
+  static std::string sent_text(const AnswerText& answer) {
+    std::string text;
+    size_t begin = 0;
+    for (const LongValue& value : answer.long_values) {
+      text.append(answer.text, begin, value.at - begin);
+      begin = value.at;
+      for (const size_t end = text.size() + value.source->size(); text.size() < end;) value.source->append_piece(text);
+    }
+    return text.append(answer.text, begin);
+  }
+
   // One sequence per parsed request sequence, and the format.
   struct Answer {
     std::unique_ptr<ResponseFormat> format;
     std::vector<std::unique_ptr<ClientSequence>> sequences;
-    std::string events;
+    AnswerText events;
 
     void feed(size_t index, RequestOutput output) {
       sequences[index]->accept(std::move(output));
@@ -45,9 +57,9 @@ class Answers : public ::testing::Test {
     }
     std::string end() {
       format->stream_end(sequences, events);
-      return std::move(events);
+      return sent_text(std::exchange(events, {}));
     }
-    bj::value body() { return bj::parse(format->body(sequences)); }
+    bj::value body() { return bj::parse(sent_text(format->body(sequences))); }
   };
 
   template <typename Parser>

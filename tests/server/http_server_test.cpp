@@ -62,6 +62,22 @@ class Client {
 std::string get(std::string_view path, std::string_view headers = "") {
   return fmt::format("GET {} HTTP/1.1\r\nHost: a\r\n{}\r\n", path, headers);
 }
+// Numbered lines, made a few at a time.
+class Lines : public ByteSource {
+ public:
+  static constexpr int kLines = 40'000;
+  static constexpr int kInAPiece = 3000;
+  explicit Lines(std::atomic<int>& made) : made_(made) {}
+  size_t size() const override { return size_t{kLines} * 10; }
+  void append_piece(std::string& out) override {
+    for (int i = 0; i < kInAPiece && line_ < kLines; ++i, ++made_) out += fmt::format("{:09}\n", line_++);
+  }
+
+ private:
+  std::atomic<int>& made_;
+  int line_ = 0;
+};
+
 std::string post(std::string_view path, std::string_view body) {
   return fmt::format("POST {} HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{}", path, body.size(), body);
 }
@@ -103,7 +119,7 @@ class HttpServerTest : public ::testing::Test {
       respond_later(std::move(exchange));
     } else if (request.path == "/stream") {
       exchange->begin_stream("text/plain");
-      for (int i = 0; i < 5; ++i) exchange->write(fmt::format("piece {}\n", i));
+      for (int i = 0; i < 5; ++i) exchange->write({.text = fmt::format("piece {}\n", i), .long_values = {}});
       exchange->end_stream();
     } else if (request.path == "/endless") {
       exchange->begin_stream("text/plain");
@@ -111,9 +127,32 @@ class HttpServerTest : public ::testing::Test {
       write_on(std::move(exchange));
     } else if (request.path == "/half") {
       exchange->begin_stream("text/plain");
-      exchange->write("half");
+      exchange->write({.text = "half", .long_values = {}});
+    }
+    if (request.path == "/long-body") {
+      AnswerText body = long_answer();
+      exchange->respond({.body = std::move(body.text), .long_values = std::move(body.long_values)});
+    } else if (request.path == "/long-stream") {
+      exchange->begin_stream("text/plain");
+      for (int i = 0; i < 3; ++i) exchange->write(long_answer());
+      exchange->end_stream();
     }
     // "/dropped", and "/half": the exchange is let go without an end
+  }
+  // Text, lines, text, lines, text.
+  AnswerText long_answer() {
+    AnswerText answer;
+    for (const char* text : {"<a>", "<b>"}) {
+      answer.text += text;
+      answer.append(std::make_shared<Lines>(lines_made_));
+    }
+    answer.text += "<c>\n";
+    return answer;
+  }
+  static std::string long_answer_text() {
+    std::string lines;
+    for (int i = 0; i < Lines::kLines; ++i) lines += fmt::format("{:09}\n", i);
+    return "<a>" + lines + "<b>" + lines + "<c>\n";
   }
   void respond_later(std::shared_ptr<Exchange> exchange) {
     auto timer = std::make_shared<EventLoop::Timer>(loop_);
@@ -122,7 +161,7 @@ class HttpServerTest : public ::testing::Test {
   }
   void write_on(std::shared_ptr<Exchange> exchange) {
     if (exchange->abandoned()) return;
-    exchange->write(std::string(64 << 10, 'x'));
+    exchange->write({.text = std::string(64 << 10, 'x'), .long_values = {}});
     auto timer = std::make_shared<EventLoop::Timer>(loop_);
     timers_ = {timer};
     timer->set(1ms, [this, exchange = std::move(exchange)]() mutable { write_on(std::move(exchange)); });
@@ -143,6 +182,7 @@ class HttpServerTest : public ::testing::Test {
   std::vector<std::shared_ptr<Exchange>> held_;
   std::vector<std::shared_ptr<EventLoop::Timer>> timers_;
   std::atomic<int> lost_ = 0;
+  std::atomic<int> lines_made_ = 0;
   std::thread thread_;
 };
 
@@ -152,6 +192,52 @@ TEST_F(HttpServerTest, AnswersARequest) {
   EXPECT_THAT(answer, StartsWith("HTTP/1.1 200 OK\r\n"));
   EXPECT_THAT(answer, HasSubstr("Content-Length: 5\r\n"));
   EXPECT_THAT(answer, EndsWith("\r\n\r\nhello"));
+}
+
+// The body of an answer in chunks.
+std::string joined_chunks(std::string_view answer) {
+  answer.remove_prefix(answer.find("\r\n\r\n") + 4);
+  std::string body;
+  while (!answer.empty()) {
+    const size_t size = std::stoul(std::string(answer.substr(0, answer.find("\r\n"))), nullptr, 16);
+    answer.remove_prefix(answer.find("\r\n") + 2);
+    body += answer.substr(0, size);
+    EXPECT_EQ(answer.substr(size, 2), "\r\n");
+    answer.remove_prefix(size + 2);
+    if (size == 0) break;
+  }
+  EXPECT_TRUE(answer.empty());
+  return body;
+}
+
+TEST_F(HttpServerTest, LongValuesAreMadeWhileTheyAreSent) {
+  start({.unread_stream_bytes = 16 << 10});  // far less than a value
+  const std::string expected = long_answer_text();
+  const std::string body = ask(get("/long-body"));
+  EXPECT_THAT(body, HasSubstr(fmt::format("Content-Length: {}\r\n", expected.size())));
+  EXPECT_EQ(body.substr(body.find("\r\n\r\n") + 4), expected);
+  EXPECT_EQ(joined_chunks(ask(get("/long-stream"))), expected + expected + expected);
+}
+
+TEST_F(HttpServerTest, LongValuesWaitForTheReader) {
+  start({.unread_stream_bytes = 16 << 10});
+  Client slow(server_->port(), /*receive_buffer=*/4096);
+  slow.send(get("/long-stream"));
+  const int all = 3 * 2 * Lines::kLines;
+  int made = -1;
+  while (made != lines_made_ || made == 0) {  // until it stops
+    made = lines_made_;
+    std::this_thread::sleep_for(100ms);
+  }
+  EXPECT_LT(made, all) << "socket buffers cannot hold it all, so some is not made yet";
+  EXPECT_THAT(ask(post("/echo", "others go on")), EndsWith("others go on"));
+  const std::string answer = slow.read_until("\r\n0\r\n\r\n");
+  EXPECT_EQ(joined_chunks(answer), long_answer_text() + long_answer_text() + long_answer_text());
+  EXPECT_EQ(lines_made_, all);
+  // Gone in the middle: nothing is made for nobody.
+  slow.send(get("/long-stream"));
+  slow.leave();
+  EXPECT_THAT(ask(post("/echo", "still here")), EndsWith("still here"));
 }
 
 TEST_F(HttpServerTest, PipelinedRequestsAreAnsweredInOrder) {

@@ -104,6 +104,25 @@ TEST(Ledger, PromptLogprobsAreNotAskedForTwice) {
   EXPECT_EQ(ledger.next(kNow)[0].logprob_start, -1);
 }
 
+TEST(Ledger, RoutedExpertsGoOnBehindTheRowsThatCame) {
+  Ledger ledger;
+  Request wanted = request(1);
+  wanted.return_routed_experts = true;
+  wanted.routed_experts_start = 3;
+  ledger.add(wanted, kNow);
+  ASSERT_EQ(ledger.next(kNow)[0].routed_experts_start, 3);
+  RequestOutput rows{.id = 1};
+  rows.routed_experts = {4, "abcd"};
+  EXPECT_TRUE(ledger.record(rows));
+  RequestOutput more = tokens(1, {5});
+  more.routed_experts = {1, "e"};
+  EXPECT_TRUE(ledger.record(more));
+  EXPECT_THAT(ledger.engine_died(), IsEmpty());
+  const Request again = ledger.next(kNow)[0];
+  EXPECT_EQ(again.routed_experts_start, 8);
+  EXPECT_THAT(again.output_ids, ElementsAre(5));
+}
+
 TEST(Ledger, TimeLimitsGoOnWhileNoEngineRuns) {
   Ledger ledger;
   Request limited = request(1);

@@ -30,6 +30,8 @@ Request example_request() {
   request.logprob_start = 2;
   request.top_logprobs = 5;
   request.logprob_ids = {0, 1};
+  request.return_routed_experts = true;
+  request.routed_experts_start = 5;
   request.time_limit = std::chrono::milliseconds(1500);
   return request;
 }
@@ -41,6 +43,7 @@ OutputsMessage example_outputs() {
   first.prompt_logprobs.push_back({.id = 1});
   first.prompt_logprobs.push_back({.id = 2, .logprob = -2.5F, .top = {{2, -2.5F}}, .requested = {}});
   first.cached_tokens = 16;
+  first.routed_experts = {2, std::string("\0\1\2\3", 4)};
   RequestOutput second{.id = 4};
   second.finish = Finish{.kind = FinishKind::kAbort, .error = ErrorKind::kDeadline, .message = "too late"};
   RequestOutput third{.id = 5};
@@ -69,6 +72,8 @@ TEST(Messages, RequestSurvivesTheWire) {
   EXPECT_EQ(got.logprob_start, sent.logprob_start);
   EXPECT_EQ(got.top_logprobs, sent.top_logprobs);
   EXPECT_EQ(got.logprob_ids, sent.logprob_ids);
+  EXPECT_EQ(got.return_routed_experts, sent.return_routed_experts);
+  EXPECT_EQ(got.routed_experts_start, sent.routed_experts_start);
   EXPECT_EQ(got.time_limit, sent.time_limit);
   EXPECT_EQ(encode(got).value(), encode(sent).value()) << "every field is on the wire";
 }
@@ -78,6 +83,8 @@ TEST(Messages, OutputsSurviveTheWire) {
   const OutputsMessage got = decode_outputs(only_frame(encode(sent)).payload).value();
   ASSERT_EQ(got.outputs.size(), 3U);
   EXPECT_EQ(got.outputs[0].tokens[0].top[1].id, 6);
+  EXPECT_EQ(got.outputs[0].routed_experts.count, 2);
+  EXPECT_EQ(got.outputs[0].routed_experts.ids, sent.outputs[0].routed_experts.ids);
   EXPECT_FALSE(got.outputs[0].prompt_logprobs[0].logprob.has_value());
   EXPECT_EQ(got.outputs[0].prompt_logprobs[1].logprob, -2.5F);
   EXPECT_EQ(got.outputs[1].finish->message, "too late");

@@ -61,6 +61,9 @@ const ApiContext& context() {
     made.limits.stop_string_bytes = 8;
     made.limits.tokens = 2048;
     made.limits.logprob_values = 4096;
+    made.limits.routed_expert_bytes = 4096;
+    made.routed_experts =
+        plait::RoutedExpertShape{.layers = 3, .expert_layers = {1, 2}, .experts_per_token = 2, .id_bytes = 1};
     return made;
   }();
   return context;
@@ -79,13 +82,27 @@ void check(const plait::SequenceRequest& sequence) {
   PLAIT_ASSERT(sequence.stop.size() <= limits.limits.stop_strings, "the limits hold");
 }
 
+// As it is sent: long values at their places.
+std::string whole(const plait::AnswerText& answer) {
+  std::string text;
+  size_t begin = 0;
+  for (const plait::LongValue& value : answer.long_values) {
+    text.append(answer.text, begin, value.at - begin);
+    begin = value.at;
+    const size_t end = text.size() + value.source->size();
+    while (text.size() < end) value.source->append_piece(text);
+    PLAIT_ASSERT(text.size() == end, "a value is as long as it said");
+  }
+  return text.append(answer.text, begin);
+}
+
 // Generates the request's own prompt, backwards.
 void answer(GenerationRequest& generation) {
   std::vector<std::unique_ptr<plait::ClientSequence>> sequences;
   for (plait::SequenceRequest& sequence : generation.sequences) {
     sequences.push_back(std::make_unique<plait::ClientSequence>(std::move(sequence), context().tokenizer));
   }
-  std::string events;
+  plait::AnswerText streamed;
   for (size_t i = 0; i < sequences.size(); ++i) {
     const plait::Request& request = sequences[i]->request().request;
     const auto count =
@@ -93,21 +110,24 @@ void answer(GenerationRequest& generation) {
     for (size_t token = 0; token < count; ++token) {
       plait::RequestOutput output;
       output.tokens.push_back({.id = request.prompt_ids[request.prompt_ids.size() - 1 - token], .logprob = -1});
+      if (request.return_routed_experts)
+        output.routed_experts = {1, std::string(static_cast<size_t>(context().routed_experts->row_bytes()), 'e')};
       sequences[i]->accept(std::move(output));
-      if (generation.stream) generation.format->stream_update(sequences, i, events);
+      if (generation.stream) generation.format->stream_update(sequences, i, streamed);
     }
     plait::RequestOutput last;
     last.finish = plait::Finish{.kind = plait::FinishKind::kLength};
     sequences[i]->accept(std::move(last));
-    if (generation.stream) generation.format->stream_update(sequences, i, events);
+    if (generation.stream) generation.format->stream_update(sequences, i, streamed);
   }
   boost::system::error_code problem;
   if (!generation.stream) {
-    boost::json::parse(generation.format->body(sequences), problem);
+    boost::json::parse(whole(generation.format->body(sequences)), problem);
     PLAIT_ASSERT(!problem, "an answer is JSON");
     return;
   }
-  generation.format->stream_end(sequences, events);
+  generation.format->stream_end(sequences, streamed);
+  const std::string events = whole(streamed);
   for (size_t begin = 0; begin < events.size();) {
     const size_t end = events.find("\n\n", begin);
     PLAIT_ASSERT(events.compare(begin, 6, "data: ") == 0 && end != std::string::npos, "events are events");

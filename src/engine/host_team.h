@@ -31,7 +31,7 @@ class HostTeam {
   // host's, and names the host.
   Result<int64_t> agree_on_start(const Result<int64_t>& own_pages);
   void take(std::unique_ptr<RankTeam> team) { team_ = std::move(team); }
-  RankTeam& team() { return *team_; }
+  RankTeam& team() const { return *team_; }
 
   // -- The first host
   Result<SampledRows> run(std::span<const StepCall> of_dp_ranks);

@@ -6,11 +6,13 @@ import concurrent.futures
 import json
 import os
 import signal
+import statistics
 import struct
 import time
 
 import pytest
 
+from cluster import Cluster
 from harness import DEMO_MODEL, PATIENCE_SECONDS, REPOSITORY, Server, chat_body, events_of, note, wait_until
 
 FLAG = "--enable-return-routed-experts"
@@ -245,6 +247,19 @@ def test_configurations_change_nothing(plait, one_rank, name):
         assert server.info()["engine_restarts"] == 0, server.log()
 
 
+@pytest.mark.parametrize("hosts, flags", [
+    (2, "--tp-size 4 --dp-size 2 --enable-dp-attention --moe-a2a-backend deepep"),
+    (4, "--pp-size 2 --tp-size 2 --attn-cp-size 2 --enable-prefill-cp"),
+])  # fmt: skip
+def test_hosts_change_nothing(plait, one_rank, hosts, flags):
+    """Every host's ranks keep their own part of a row; the first host returns all of it."""
+    with Cluster(plait, hosts, FLAG, "--dtype", "float32", *flags.split(), model=MODEL) as cluster:
+        for _ in range(2):
+            assert [[[sorted(ids) for ids in row] for row in rows] for rows in all_experts(cluster.first)] == [
+                [[sorted(ids) for ids in row] for row in rows] for rows in one_rank
+            ]
+
+
 def test_killed_engine_loses_no_row(plait):
     kills = 0
     with Server(plait, FLAG, "--max-engine-restarts", 1000) as server:
@@ -294,3 +309,46 @@ def test_a_long_answer_is_written_as_the_client_reads(server):
     rows = [ids_of(answer["meta_info"]["routed_experts"]) for answer in json.loads(data)]
     assert len(rows) == 24 and all(one == rows[0] and len(one) == 2001 for one in rows)
     note(f"one answer with {size >> 20} MiB of routed experts")
+
+
+def test_tokens_keep_coming(plait):
+    """A stream's tokens while long answers with routed experts end beside it; and a long stream's own. Printed, not judged:
+    the machine may be busy."""
+    layers, top_k, prompt = 6, 8, 3000
+    overrides = {"num_hidden_layers": layers, "num_experts_per_tok": top_k, "max_position_embeddings": 8192}
+    flags = ("--load-format", "dummy", "--json-model-override-args", json.dumps(overrides), "--stream-output")
+    with Server(plait, FLAG, *flags) as server:
+        long_prompt = [(7 * i) % 200 + 20 for i in range(prompt)]
+
+        def gaps(ids, tokens, **fields):
+            """Milliseconds between the events of a stream, and its last event."""
+            sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
+            body = {"input_ids": ids, "sampling_params": sampling, "stream": True, **fields}
+            times, last = [], None
+            with server.client.stream("POST", server.url + "/generate", json=body) as reply:
+                for line in reply.iter_lines():
+                    if line.startswith("data: {"):
+                        times.append(time.monotonic())
+                        last = line
+            return [1000 * (b - a) for a, b in zip(times, times[1:])], json.loads(last[len("data: ") :])
+
+        def rows_of(event):
+            return len(base64.b64decode(event["meta_info"]["routed_experts"])) // (4 * layers * top_k)
+
+        gaps(long_prompt, 1)  # from now on in the prefix cache
+        for wanted in (False, True):
+            with concurrent.futures.ThreadPoolExecutor(2) as pool:
+                beside = pool.submit(gaps, [1, 2, 3], 60)
+                ends = 0
+                while not beside.done():
+                    _, last = gaps(long_prompt, 2, return_routed_experts=wanted)
+                    ends += 1
+                    assert not wanted or rows_of(last) == prompt + 1
+                other, _ = beside.result()
+            own, last = gaps(long_prompt, 100, return_routed_experts=wanted)
+            assert not wanted or rows_of(last) == prompt + 99
+            note(
+                f"{'with' if wanted else 'without'} routed experts: a stream beside {ends} answers over {prompt} cached "
+                f"tokens: median {statistics.median(other):.1f} ms between tokens, longest {max(other):.1f}; a stream "
+                f"over {prompt} tokens: median {statistics.median(own):.1f}, longest {max(own):.1f}"
+            )

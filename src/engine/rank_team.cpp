@@ -36,6 +36,7 @@ Result<std::unique_ptr<RankTeam>> RankTeam::create(const ModelConfig& config, co
     if (context_parallel && options.parallel.attn_cp_size == 1) continue;
     const StepForm form{.context_parallel = context_parallel};
     PLAIT_ASSIGN_OR_RETURN(Plan plan, make_plan(team->topology_, facts, form));
+    if (options.replan) plan = options.replan(std::move(plan));
     team->programs_.push_back(make_program(std::move(plan)));
   }
   const comm::Node& here = team->world_->nodes()[static_cast<size_t>(team->world_->this_node())];

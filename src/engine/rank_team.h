@@ -32,6 +32,7 @@ struct TeamOptions {
   bool keep_routed_experts = false;    // a RoutedExpertPool beside the KV pools of each data-parallel rank
   std::optional<PaddingMode> padding;  // for tests; absent: chosen per step
   std::shared_ptr<comm::World> world;  // absent: all ranks are threads of this process
+  std::function<Plan(Plan)> replan;    // for tests: what ranks carry out instead of what was planned
 };
 
 // Sees what ranks compute, on their threads. For tests.

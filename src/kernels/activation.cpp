@@ -7,7 +7,7 @@ namespace plait::kernels {
 
 void swiglu(const Context& context, ConstRows gate_up, Rows y) {
   PLAIT_ASSERT(gate_up.rows == y.rows && gate_up.cols == 2 * y.cols, "swiglu: gate_up must be twice as wide as y");
-  implementation_of(context, reference::swiglu, fast::swiglu)(context, gate_up, y);
+  operations_of(context).swiglu(context, gate_up, y);
 }
 
 }  // namespace plait::kernels

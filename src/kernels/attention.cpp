@@ -21,7 +21,7 @@ void store_latents(const Context& context, ConstRows latent, std::span<const Att
                    const LatentCache& cache) {
   PLAIT_ASSERT(latent.cols == cache.row_width(), "attention: a latent row is [latent_width + rope_width]");
   check_spans(cache, spans, latent.rows);
-  implementation_of(context, reference::store_latents, fast::store_latents)(context, latent, spans, cache);
+  operations_of(context).store_latents(context, latent, spans, cache);
 }
 
 void attend_absorbed(const Context& context, HeadRows q, const LatentCache& cache, std::span<const AttentionSpan> spans,
@@ -29,7 +29,7 @@ void attend_absorbed(const Context& context, HeadRows q, const LatentCache& cach
   PLAIT_ASSERT(q.width == cache.row_width() && out.width == cache.latent_width, "attention: widths of absorbed form");
   PLAIT_ASSERT(q.tokens == out.tokens && q.heads == out.heads, "attention: one result per query");
   check_spans(cache, spans, q.tokens);
-  implementation_of(context, reference::attend_absorbed, fast::attend_absorbed)(context, q, cache, spans, scale, out);
+  operations_of(context).attend_absorbed(context, q, cache, spans, scale, out);
 }
 
 void attend_expanded(const Context& context, HeadRows q, const LatentCache& cache, const PackedMatrix& kv_b,
@@ -39,8 +39,7 @@ void attend_expanded(const Context& context, HeadRows q, const LatentCache& cach
                "attention: kv_b is [heads * (nope + v), latent_width]");
   PLAIT_ASSERT(q.tokens == out.tokens && q.heads == out.heads, "attention: one result per query");
   check_spans(cache, spans, q.tokens);
-  implementation_of(context, reference::attend_expanded, fast::attend_expanded)(context, q, cache, kv_b, nope_width,
-                                                                                spans, scale, out);
+  operations_of(context).attend_expanded(context, q, cache, kv_b, nope_width, spans, scale, out);
 }
 
 }  // namespace plait::kernels

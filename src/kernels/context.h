@@ -17,7 +17,9 @@
 
 namespace plait::kernels {
 
-enum class Implementation { kReference, kFast };
+// kExact computes in numbers so coarse that no sum is ever rounded, whatever its order: a test brings it
+// (set_exact_operations), no flag selects it. It stores weights as the reference does.
+enum class Implementation { kReference, kFast, kExact };
 enum class Activation { kFloat32, kBFloat16 };
 
 // Scratch memory that grows to what the largest call needed and is then reused. One per rank.

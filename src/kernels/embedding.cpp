@@ -8,7 +8,7 @@ namespace plait::kernels {
 void embed(const Context& context, const EmbeddingTable& table, std::span<const int32_t> token_ids, Rows y) {
   PLAIT_ASSERT(std::ssize(token_ids) == y.rows, "embed: one row of y per token");
   PLAIT_ASSERT(table.dtype == DType::kF32 || table.dtype == DType::kBF16, "embed: the table is float32 or bfloat16");
-  implementation_of(context, reference::embed, fast::embed)(context, table, token_ids, y);
+  operations_of(context).embed(context, table, token_ids, y);
 }
 
 }  // namespace plait::kernels

@@ -42,14 +42,14 @@ ExpertOrder ExpertOrder::make(std::span<const int32_t> expert_ids, int64_t token
 
 void gather_rows(const Context& context, ConstRows x, std::span<const int32_t> token_of_row, Rows y) {
   PLAIT_ASSERT(std::ssize(token_of_row) == y.rows && x.cols == y.cols, "gather_rows: y is [rows, width of x]");
-  implementation_of(context, reference::gather_rows, fast::gather_rows)(context, x, token_of_row, y);
+  operations_of(context).gather_rows(context, x, token_of_row, y);
 }
 
 void combine_rows(const Context& context, ConstRows x, const ExpertOrder& order, const float* weights, int64_t k,
                   Rows y) {
   PLAIT_ASSERT(std::ssize(order.row_of_pair) == y.rows * k, "combine_rows: k pairs per row of y");
   PLAIT_ASSERT(std::ssize(order.token_of_row) == x.rows && x.cols == y.cols, "combine_rows: x is [rows, width of y]");
-  implementation_of(context, reference::combine_rows, fast::combine_rows)(context, x, order, weights, k, y);
+  operations_of(context).combine_rows(context, x, order, weights, k, y);
 }
 
 }  // namespace plait::kernels

@@ -80,14 +80,13 @@ void choose_experts(const Context& context, const GateConfig& config, ConstRows 
   PLAIT_ASSERT(config.groups > 0 && config.experts % config.groups == 0, "gate: groups of equal size");
   PLAIT_ASSERT(config.kept_groups > 0 && config.kept_groups <= config.groups, "gate: kept groups");
   PLAIT_ASSERT(!bias || config.method == GateMethod::kNoAuxTc, "gate: only noaux_tc has a bias");
-  implementation_of(context, reference::choose_experts, fast::choose_experts)(context, config, logits, bias, expert_ids,
-                                                                              expert_weights);
+  operations_of(context).choose_experts(context, config, logits, bias, expert_ids, expert_weights);
 }
 
 void router_logits(const Context& context, ConstRows x, ConstRows weight, Rows logits) {
   PLAIT_ASSERT(x.rows == logits.rows && x.cols == weight.cols && weight.rows == logits.cols,
                "router: logits [tokens, experts] = x [tokens, hidden] times weight [experts, hidden]");
-  implementation_of(context, reference::router_logits, fast::router_logits)(context, x, weight, logits);
+  operations_of(context).router_logits(context, x, weight, logits);
 }
 
 }  // namespace plait::kernels

@@ -1,6 +1,7 @@
 #include "kernels/linear.h"
 
 #include "base/assert.h"
+#include "kernels/cpu/implementations.h"
 #include "kernels/cpu/linear_product.h"
 
 namespace plait::kernels {
@@ -14,13 +15,6 @@ void check_weight(const Context& context, const PackedMatrix& weight, const Pack
   PLAIT_ASSERT(weight.format() == first.format(), "the weights of one call differ in format");
 }
 
-void run(const Context& context, std::span<const Product> products) {
-  if (context.implementation == Implementation::kFast)
-    run_products_fast(context, products);
-  else
-    run_products_reference(context, products);
-}
-
 }  // namespace
 
 void linear(const Context& context, ConstRows x, const PackedMatrix& weight, Rows y) {
@@ -28,7 +22,7 @@ void linear(const Context& context, ConstRows x, const PackedMatrix& weight, Row
   check_weight(context, weight, weight, x.cols, y.cols);
   if (x.rows == 0) return;
   const Product product{&weight, x.data, y.data, x.rows, x.stride, y.stride};
-  run(context, {&product, 1});
+  operations_of(context).run_products(context, {&product, 1});
 }
 
 void grouped_linear(const Context& context, ConstRows x, std::span<const RowGroup> groups, Rows y) {
@@ -42,7 +36,7 @@ void grouped_linear(const Context& context, ConstRows x, std::span<const RowGrou
     products[count++] = {group.weight, x.row(group.row_begin), y.row(group.row_begin), group.row_count, x.stride,
                          y.stride};
   }
-  if (count > 0) run(context, {products, count});
+  if (count > 0) operations_of(context).run_products(context, {products, count});
 }
 
 void head_linear(const Context& context, HeadRows x, std::span<const PackedMatrix> weights, HeadRows y) {
@@ -55,7 +49,7 @@ void head_linear(const Context& context, HeadRows x, std::span<const PackedMatri
     check_weight(context, weight, weights.front(), x.width, y.width);
     products[head] = {&weight, x.at(0, head), y.at(0, head), x.tokens, x.token_stride, y.token_stride};
   }
-  run(context, {products, weights.size()});
+  operations_of(context).run_products(context, {products, weights.size()});
 }
 
 }  // namespace plait::kernels

@@ -54,7 +54,7 @@ double mla_softmax_scale(const RopeConfig& config, int64_t qk_head_dim) {
 void rope_interleaved(const Context& context, const RopeTable& table, std::span<const int32_t> positions, HeadRows x) {
   PLAIT_ASSERT(std::ssize(positions) == x.tokens, "rope: one position per token");
   PLAIT_ASSERT(std::ssize(table.frequencies) * 2 == x.width, "rope: the table is of another width");
-  implementation_of(context, reference::rope_interleaved, fast::rope_interleaved)(context, table, positions, x);
+  operations_of(context).rope_interleaved(context, table, positions, x);
 }
 
 }  // namespace plait::kernels

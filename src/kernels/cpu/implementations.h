@@ -12,6 +12,8 @@
 
 namespace plait::kernels {
 
+struct Product;  // linear_product.h
+
 // Plain loops, one thread: the specification.
 namespace reference {
 void rms_norm(const Context& context, ConstRows x, const float* weight, float eps, Rows y);
@@ -31,6 +33,7 @@ void attend_absorbed(const Context& context, HeadRows q, const LatentCache& cach
                      float scale, HeadRows out);
 void attend_expanded(const Context& context, HeadRows q, const LatentCache& cache, const PackedMatrix& kv_b,
                      int64_t nope_width, std::span<const AttentionSpan> spans, float scale, HeadRows out);
+void run_products(const Context& context, std::span<const Product> products);
 }  // namespace reference
 
 // SIMD, on all threads of the context.
@@ -52,6 +55,7 @@ void attend_absorbed(const Context& context, HeadRows q, const LatentCache& cach
                      float scale, HeadRows out);
 void attend_expanded(const Context& context, HeadRows q, const LatentCache& cache, const PackedMatrix& kv_b,
                      int64_t nope_width, std::span<const AttentionSpan> spans, float scale, HeadRows out);
+void run_products(const Context& context, std::span<const Product> products);
 
 // The exp of softmax and SwiGLU, for its test: x <= 0.
 void exp_non_positive(std::span<const float> x, float* y);
@@ -62,10 +66,26 @@ inline int64_t rows_per_chunk(int64_t width) {
 }
 }  // namespace fast
 
-template <typename Operation>
-Operation* implementation_of(const Context& context, Operation* reference, Operation* fast) {
-  return context.implementation == Implementation::kReference ? reference : fast;
-}
+// An implementation as a value.
+struct Operations {
+  decltype(&reference::rms_norm) rms_norm;
+  decltype(&reference::add_rms_norm) add_rms_norm;
+  decltype(&reference::swiglu) swiglu;
+  decltype(&reference::embed) embed;
+  decltype(&reference::rope_interleaved) rope_interleaved;
+  decltype(&reference::choose_experts) choose_experts;
+  decltype(&reference::router_logits) router_logits;
+  decltype(&reference::gather_rows) gather_rows;
+  decltype(&reference::combine_rows) combine_rows;
+  decltype(&reference::store_latents) store_latents;
+  decltype(&reference::attend_absorbed) attend_absorbed;
+  decltype(&reference::attend_expanded) attend_expanded;
+  decltype(&reference::run_products) run_products;
+};
+const Operations& reference_operations();
+const Operations& operations_of(const Context& context);
+// What Implementation::kExact computes with from now on; for tests. Not while another thread computes.
+void set_exact_operations(const Operations& operations);
 
 // Keys of a query are visited in tiles that begin at multiples of this many tokens, in both implementations.
 inline constexpr int64_t kKeyTileTokens = 64;

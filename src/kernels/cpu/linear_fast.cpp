@@ -1,6 +1,7 @@
 // How the fast products are cut into pieces: over threads, panels, rows and inputs. No cut changes a bit of a result
 // (linear_kernels.h), so all of them follow speed alone.
 #include "base/assert.h"
+#include "kernels/cpu/implementations.h"
 #include "kernels/cpu/linear_kernels.h"
 #include "kernels/cpu/linear_product.h"
 #include "kernels/cpu/panels.h"
@@ -191,7 +192,7 @@ class FastProducts {
 
 }  // namespace
 
-void run_products_fast(const Context& context, std::span<const Product> products) {
+void fast::run_products(const Context& context, std::span<const Product> products) {
   FastProducts(context, products).run();
 }
 

@@ -8,7 +8,8 @@
 
 namespace plait::kernels {
 
-// y[i] = x[i] W^T for i in [0, rows). Row i of x starts at x + i * x_stride, row i of y at y + i * y_stride.
+// y[i] = x[i] W^T for i in [0, rows). Row i of x starts at x + i * x_stride, row i of y at y + i * y_stride. All
+// weights of one call have the same shape and format; products write different rows.
 struct Product {
   const PackedMatrix* weight = nullptr;
   const float* x = nullptr;
@@ -20,10 +21,6 @@ struct Product {
 
 // Inputs per scale of a kF8Block matrix.
 constexpr int64_t kScaleInputs = 128;
-
-// All weights have the same shape and format; products write different rows.
-void run_products_reference(const Context& context, std::span<const Product> products);
-void run_products_fast(const Context& context, std::span<const Product> products);
 
 // Workspace slots of the products (context.h: operations use 16..31).
 constexpr int kSlotProducts = 16;

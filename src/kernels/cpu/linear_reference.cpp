@@ -1,4 +1,5 @@
 // The specification: one float32 sum per element, terms in ascending order of k.
+#include "kernels/cpu/implementations.h"
 #include "kernels/cpu/linear_product.h"
 #include "kernels/cpu/plain_rows.h"
 
@@ -18,7 +19,7 @@ void round_row(Activation activation, const float* x, int64_t count, float* out)
 
 }  // namespace
 
-void run_products_reference(const Context& context, std::span<const Product> products) {
+void reference::run_products(const Context& context, std::span<const Product> products) {
   const int64_t in = products.front().weight->in_features(), out = products.front().weight->out_features();
   int64_t rows = 0;
   for (const Product& product : products) rows += product.rows;

@@ -79,6 +79,7 @@ class CpuEngine : public Engine {
   Status follow(const std::function<void()>& ready) override {
     return hosts_->follow(options_.hosts.collective_timeout, ready);
   }
+  uint64_t followed_steps() const override { return hosts_->followed_steps(); }
   void end() override {
     if (const Status ended = hosts_->end(); ended.has_error()) log::warning("{}", ended.error().message);
   }

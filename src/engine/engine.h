@@ -100,6 +100,8 @@ class Engine : public StepExecutor {
   // `ready` is called when all hosts are.
   virtual bool leads() const = 0;
   virtual Status follow(const std::function<void()>& ready) = 0;
+  // That it took part in; any thread may ask.
+  virtual uint64_t followed_steps() const = 0;
   // Of the first host: lets the others end. Without it they take our end for a fault.
   virtual void end() = 0;
 

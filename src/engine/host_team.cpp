@@ -167,6 +167,7 @@ Status HostTeam::follow(std::chrono::milliseconds limit_when_armed, const std::f
     switch (order.kind) {
       case HostOrder::Kind::kStep:
         PLAIT_RETURN_IF_ERROR(follow_step(order));
+        followed_steps_->fetch_add(1, std::memory_order_relaxed);
         break;
       case HostOrder::Kind::kArmDeadlines:
         world_->set_deadline(limit_when_armed);

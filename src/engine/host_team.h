@@ -6,6 +6,7 @@
 // sent.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -43,6 +44,8 @@ class HostTeam {
   // -- The others: run what the first host sends until it ends. `ready` is called when deadlines are armed.
   Status follow(std::chrono::milliseconds limit_when_armed, const std::function<void()>& ready);
 
+  uint64_t followed_steps() const { return followed_steps_->load(std::memory_order_relaxed); }
+
   // What ended the world; empty while it works.
   std::optional<Error> failure() const { return team_->failure(); }
 
@@ -63,6 +66,7 @@ class HostTeam {
   std::shared_ptr<comm::World> world_;
   std::optional<HostChannel> channel_;
   std::unique_ptr<RankTeam> team_;
+  std::unique_ptr<std::atomic<uint64_t>> followed_steps_ = std::make_unique<std::atomic<uint64_t>>(0);
 };
 
 }  // namespace plait

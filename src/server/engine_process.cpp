@@ -143,7 +143,10 @@ Result<LoadedEngine> load_engine(const EngineOptions& options) {
                  .weight_bytes = static_cast<int64_t>(memory.weight_bytes),
                  .page_tokens = engine->page_tokens()};
   if (options.parallel.nnodes > 1) {
-    if (!engine->leads()) loaded.follow = [&engine = *engine](const auto& ready) { return engine.follow(ready); };
+    if (!engine->leads()) {
+      loaded.follow = [&engine = *engine](const auto& ready) { return engine.follow(ready); };
+      loaded.followed_steps = [&engine = *engine] { return engine.followed_steps(); };
+    }
     loaded.end = [&engine = *engine] { engine.end(); };
   }
   loaded.executor = std::move(engine);
@@ -151,17 +154,18 @@ Result<LoadedEngine> load_engine(const EngineOptions& options) {
 }
 
 // On a host other than the first. Says now and then that it lives; ends when the front end says so or is gone.
-void report_life(FrameSocket& socket) {
+void report_life(FrameSocket& socket, const LoadedEngine& engine) {
   while (true) {
     auto frame = socket.receive(kReportMs);
     if (frame.has_error()) _exit(1);
     if (*frame && (*frame)->kind == FrameKind::kShutdown) _exit(0);
-    if (socket.send(encode(SchedulerLoad())).has_error()) _exit(1);
+    const SchedulerLoad load{.steps = engine.followed_steps()};
+    if (socket.send(encode(load)).has_error()) _exit(1);
   }
 }
 
 int follow(FrameSocket& socket, const LoadedEngine& engine) {
-  std::thread([&socket] { report_life(socket); }).detach();
+  std::thread([&] { report_life(socket, engine); }).detach();
   const Status followed = engine.follow([&] {
     if (socket.send(encode(engine.info)).has_error()) _exit(1);
   });

@@ -18,6 +18,7 @@ struct LoadedEngine {
   EngineInfo info;
   // Set on hosts other than the first, which have no scheduler: Engine::follow.
   std::function<Status(const std::function<void()>& ready)> follow;
+  std::function<uint64_t()> followed_steps;
   // Set if there are other hosts, which end with this one: Engine::end.
   std::function<void()> end;
 };

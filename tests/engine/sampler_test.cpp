@@ -198,7 +198,11 @@ TEST(Sampler, ARowDoesNotDependOnItsBatch) {
                  .seed = random()};
     outputs[i].resize(random() % 30);
     for (int32_t& id : outputs[i]) id = static_cast<int32_t>(random() % kVocab);
-    rows[i] = {.params = &params[i], .output_ids = outputs[i], .output_index = std::ssize(outputs[i]), .want_logprob = true, .top_logprobs = 3};
+    rows[i] = {.params = &params[i],
+               .output_ids = outputs[i],
+               .output_index = std::ssize(outputs[i]),
+               .want_logprob = true,
+               .top_logprobs = 3};
     alone.push_back(sample_one({logits.begin() + static_cast<ptrdiff_t>(i * kVocab),
                                 logits.begin() + static_cast<ptrdiff_t>((i + 1) * kVocab)},
                                rows[i]));
@@ -280,7 +284,9 @@ TEST(Sampler, EndIdsAreImpossibleBeforeMinNewTokens) {
   const std::vector<int32_t> end_ids = {1, 3};
   for (int64_t index = 0; index < 4; ++index) {
     const auto outputs = outputs_of_length(index);
-    const auto token = sample_one({0, 9, 1, 8}, {.params = &params, .output_ids = outputs, .output_index = std::ssize(outputs), .end_ids = end_ids});
+    const auto token =
+        sample_one({0, 9, 1, 8},
+                   {.params = &params, .output_ids = outputs, .output_index = std::ssize(outputs), .end_ids = end_ids});
     EXPECT_EQ(token.id, index < 2 ? 2 : 1);
   }
 }
@@ -365,9 +371,12 @@ TEST(Sampler, LogprobsAreThoseOfTheRawLogits) {
 
   const SamplingParams params{.temperature = 0.3, .top_k = 5, .frequency_penalty = 2, .seed = 9};
   const std::vector<int32_t> outputs = {1, 2, 3}, wanted = {163839, 0, 5, 2};
-  const auto token = sample_one(
-      logits,
-      {.params = &params, .output_ids = outputs, .output_index = std::ssize(outputs), .want_logprob = true, .top_logprobs = 20, .logprob_ids = wanted});
+  const auto token = sample_one(logits, {.params = &params,
+                                         .output_ids = outputs,
+                                         .output_index = std::ssize(outputs),
+                                         .want_logprob = true,
+                                         .top_logprobs = 20,
+                                         .logprob_ids = wanted});
   EXPECT_NEAR(token.logprob, expected(token.id), 2e-6);
   ASSERT_EQ(token.top.size(), 20U);
   std::vector<int32_t> order(logits.size());

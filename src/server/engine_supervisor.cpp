@@ -10,6 +10,8 @@ namespace plait {
 namespace {
 
 constexpr std::chrono::milliseconds kStopPatience{3'000};
+// Ranks that wait for a silent one say in which operation, before its end says less.
+constexpr std::chrono::milliseconds kBlameTime{1'000};
 
 // Often enough to be exact to a tenth of the limit, rarely enough to cost nothing.
 std::chrono::milliseconds watchdog_interval(const ServeOptions& options) {
@@ -130,9 +132,10 @@ void EngineSupervisor::look_for_progress() {
   // Signs of life count where other hosts wait for the engine: none would be there to make a step with, and one that is
   // stopped while nothing runs would otherwise be found out by the next request. They are counted in looks, not in
   // time, so that a front end that was stopped itself blames nobody.
-  if (ready && other_hosts() &&
-      ++silent_looks_ * watchdog_interval(options_) >= options_.engine.hosts.collective_timeout) {
-    log::error("the engine process has not been heard of for --collective-timeout {} s: it is killed",
+  const std::chrono::milliseconds silence_limit = options_.engine.hosts.collective_timeout + kBlameTime;
+  if (ready && other_hosts() && ++silent_looks_ * watchdog_interval(options_) >= silence_limit) {
+    log::error("the engine process has not been heard of for {}: it is killed (--collective-timeout {})",
+               format_seconds(std::chrono::duration<double>(silence_limit).count()),
                options_.engine.hosts.collective_timeout.count());
     link_.kill();
     return;

@@ -10,10 +10,10 @@ endfunction()
 # With the preset `tidy` a library's sources are compiled together, because reading the same headers for each of them is
 # what tidying takes long for. Not together: these, whose names meet a sibling's, and what Highway compiles repeatedly.
 set(PLAIT_LONE_SOURCES
-  attention_expanded_fast.cpp chat_deepseek_v31.cpp http_parser.cpp ledger.cpp native_api.cpp node_exchange.cpp
-  openai_chat.cpp openai_common.cpp openai_completions.cpp plan_flags.cpp planner.cpp prompts.cpp rank_backend.cpp
-  rank_team.cpp request_fields.cpp sampling_params.cpp shard_index.cpp sum.cpp version.cpp vocabulary_scan.cpp
-  weight_loader.cpp)
+  attention_expanded_fast.cpp chat_deepseek_v31.cpp engine_setup.cpp http_parser.cpp ledger.cpp native_api.cpp
+  node_exchange.cpp openai_chat.cpp openai_common.cpp openai_completions.cpp plan_flags.cpp planner.cpp prompts.cpp
+  rank_backend.cpp rank_team.cpp request_fields.cpp sampling_params.cpp shard_index.cpp sum.cpp version.cpp
+  vocabulary_scan.cpp weight_loader.cpp)
 function(plait_separate_lone_sources)
   foreach(source ${ARGN})
     file(STRINGS ${source} highway REGEX "define HWY_TARGET_INCLUDE")

@@ -5,11 +5,11 @@
 namespace plait {
 namespace {
 
-constexpr std::string_view kReport = "report of the start";
-constexpr std::string_view kVerdict = "verdict on the start";
-constexpr std::string_view kOrder = "order";
-constexpr std::string_view kTokens = "tokens";
-constexpr std::string_view kExperts = "routed experts";
+constexpr std::string_view kReportName = "report of the start";
+constexpr std::string_view kVerdictName = "verdict on the start";
+constexpr std::string_view kOrderName = "order";
+constexpr std::string_view kTokensName = "tokens";
+constexpr std::string_view kExpertsName = "routed experts";
 
 }  // namespace
 
@@ -35,10 +35,10 @@ Result<int64_t> HostTeam::agree_on_start(const Result<int64_t>& own_pages) {
   if (leads()) {
     PLAIT_ASSIGN_OR_RETURN(verdict, merge_reports(std::move(own)));
     for (int host = 1; host < channel_->hosts(); ++host)
-      PLAIT_RETURN_IF_ERROR(channel_->send(kVerdict, encode(verdict), host));
+      PLAIT_RETURN_IF_ERROR(channel_->send(kVerdictName, encode(verdict), host));
   } else {
-    PLAIT_RETURN_IF_ERROR(channel_->send(kReport, encode(own), 0));
-    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel_->receive(kVerdict, 0));
+    PLAIT_RETURN_IF_ERROR(channel_->send(kReportName, encode(own), 0));
+    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel_->receive(kVerdictName, 0));
     PLAIT_ASSIGN_OR_RETURN(verdict, decode_start_report(bytes));
   }
   if (own_pages.has_error()) return own_pages;  // in this host's own words
@@ -54,7 +54,7 @@ Result<StartReport> HostTeam::merge_reports(StartReport own) {
   StartReport all = std::move(own);
   name_host(0, all.failure);
   for (int host = 1; host < channel_->hosts(); ++host) {
-    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel_->receive(kReport, host));
+    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel_->receive(kReportName, host));
     PLAIT_ASSIGN_OR_RETURN(StartReport report, decode_start_report(bytes));
     name_host(host, report.failure);
     if (report.failure && !all.failure) all.failure = std::move(report.failure);
@@ -88,14 +88,14 @@ Result<SampledRows> HostTeam::run(std::span<const StepCall> of_dp_ranks) {
       if (host_of_logits(static_cast<int>(dp)) != host) continue;
       for (const SamplingRow& row : of_dp_ranks[dp].rows) order.rows[dp].push_back(OwnedSamplingRow::of(row));
     }
-    PLAIT_RETURN_IF_ERROR(channel_->send(kOrder, encode(order), host));
+    PLAIT_RETURN_IF_ERROR(channel_->send(kOrderName, encode(order), host));
   }
   const auto expert_slots = clear_experts(of_dp_ranks);
   PLAIT_ASSIGN_OR_RETURN(SampledRows sampled, run_here(of_dp_ranks));
   for (size_t dp = 0; dp < of_dp_ranks.size(); ++dp) {
     const int host = host_of_logits(static_cast<int>(dp));
     if (host == 0 || of_dp_ranks[dp].rows.empty()) continue;
-    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel_->receive(kTokens, host));
+    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel_->receive(kTokensName, host));
     PLAIT_ASSIGN_OR_RETURN(SampledRows theirs, decode_sampled(bytes));
     if (theirs.size() != 1 || theirs.front().size() != of_dp_ranks[dp].rows.size())
       return corrupt(fmt::format("host {} chose tokens for other rows than it was asked for", host));
@@ -120,7 +120,7 @@ Status HostTeam::send_experts(const std::vector<std::vector<int64_t>>& slots) {
   if (!gathers_experts()) return {};
   std::string rows;
   for (size_t dp = 0; dp < slots.size(); ++dp) team_->routed_experts(static_cast<int>(dp))->read_slots(slots[dp], rows);
-  return channel_->send(kExperts, rows, 0);
+  return channel_->send(kExpertsName, rows, 0);
 }
 
 Status HostTeam::receive_experts(const std::vector<std::vector<int64_t>>& slots) {
@@ -129,7 +129,7 @@ Status HostTeam::receive_experts(const std::vector<std::vector<int64_t>>& slots)
   size_t expected = 0;
   for (const auto& of_dp : slots) expected += of_dp.size() * row_bytes;
   for (int host = 1; host < channel_->hosts(); ++host) {
-    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel_->receive(kExperts, host));
+    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel_->receive(kExpertsName, host));
     if (bytes.size() != expected)
       return corrupt(fmt::format("host {} sent {} bytes of routed experts, not {}", host, bytes.size(), expected));
     std::string_view rest = bytes;
@@ -144,7 +144,7 @@ Status HostTeam::receive_experts(const std::vector<std::vector<int64_t>>& slots)
 Status HostTeam::send_to_all(const HostOrder& order) {
   if (!channel_) return {};
   for (int host = 1; host < channel_->hosts(); ++host)
-    PLAIT_RETURN_IF_ERROR(channel_->send(kOrder, encode(order), host));
+    PLAIT_RETURN_IF_ERROR(channel_->send(kOrderName, encode(order), host));
   return {};
 }
 
@@ -162,7 +162,7 @@ Status HostTeam::follow(std::chrono::milliseconds limit_when_armed, const std::f
   PLAIT_ASSERT(!leads(), "the first host leads");
   channel_->wait_for_ever();
   while (true) {
-    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel_->receive(kOrder, 0));
+    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel_->receive(kOrderName, 0));
     PLAIT_ASSIGN_OR_RETURN(const HostOrder order, decode_order(bytes));
     switch (order.kind) {
       case HostOrder::Kind::kStep:
@@ -193,7 +193,7 @@ Status HostTeam::follow_step(const HostOrder& order) {
   const auto expert_slots = clear_experts(calls);
   PLAIT_ASSIGN_OR_RETURN(SampledRows sampled, run_here(calls));
   for (size_t dp = 0; dp < dp_ranks; ++dp)
-    if (!rows[dp].empty()) PLAIT_RETURN_IF_ERROR(channel_->send(kTokens, encode(SampledRows{sampled[dp]}), 0));
+    if (!rows[dp].empty()) PLAIT_RETURN_IF_ERROR(channel_->send(kTokensName, encode(SampledRows{sampled[dp]}), 0));
   return send_experts(expert_slots);
 }
 

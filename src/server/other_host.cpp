@@ -15,7 +15,7 @@ class OtherHost {
  public:
   explicit OtherHost(const ServeOptions& options)
       : options_(options),
-        loop_(/*helper_threads=*/0),
+        loop_(/*helpers=*/0),
         signals_(loop_.context(), SIGTERM, SIGINT),
         supervisor_(loop_, options_,
                     {.ready = [this](const EngineInfo&) { on_ready(); },

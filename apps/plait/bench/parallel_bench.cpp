@@ -19,7 +19,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kDefaultLayers = 3;
-constexpr int64_t kFewestSteps = 3;
+constexpr int64_t kFewestTimedSteps = 3;
 
 struct Way {
   const char* name;
@@ -118,7 +118,7 @@ Result<Measured> measure(Ranks& ranks, double seconds, int64_t sequences, int64_
   Measured measured;
   const StepTraffic before = ranks.team().traffic();
   std::vector<double> times;
-  for (double total = 0; total < seconds || std::ssize(times) < kFewestSteps; total += times.back()) {
+  for (double total = 0; total < seconds || std::ssize(times) < kFewestTimedSteps; total += times.back()) {
     PLAIT_ASSIGN_OR_RETURN(times.emplace_back(), ranks.time(sequences, rows_each, first_position));
   }
   const auto steps = static_cast<double>(times.size());

@@ -127,4 +127,14 @@ void fields(IO& io, Fields&... values) {
   (io(values), ...);
 }
 
+// The struct that exactly these bytes are; kCorrupt if they are not one.
+template <typename M, typename Describe>
+Result<M> decode_with(std::string_view bytes, const Describe& describe) {
+  ReadFields read(bytes);
+  M message;
+  describe(read, message);
+  PLAIT_RETURN_IF_ERROR(read.in.status());
+  return message;
+}
+
 }  // namespace plait

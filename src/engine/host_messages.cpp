@@ -67,15 +67,6 @@ std::string encode_with(const M& message, const Describe& describe) {
   return std::move(write.out).take();
 }
 
-template <typename M, typename Describe>
-Result<M> decode_with(std::string_view bytes, const Describe& describe) {
-  ReadFields read(bytes);
-  M message;
-  describe(read, message);
-  PLAIT_RETURN_IF_ERROR(read.in.status());
-  return message;
-}
-
 }  // namespace
 
 OwnedSamplingRow OwnedSamplingRow::of(const SamplingRow& row) {

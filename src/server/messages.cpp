@@ -114,15 +114,6 @@ Result<std::string> encode_with(const M& message, FrameKind kind, Describe&& des
   return finish_frame(std::move(write.out), kind);
 }
 
-template <typename M, typename Describe>
-Result<M> decode_with(std::string_view payload, Describe&& describe) {
-  ReadFields read(payload);
-  M message;
-  describe(read, message);
-  PLAIT_RETURN_IF_ERROR(read.in.status());
-  return message;
-}
-
 constexpr auto kOptions = [](auto& io, auto& m) {
   describe_engine_options(io, m.engine);
   describe_scheduler_options(io, m.scheduler);

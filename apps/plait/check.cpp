@@ -59,7 +59,7 @@ void print_config(const ModelConfig& config) {
 
 Status check_tensors(const EngineSetup& setup) {
   PLAIT_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::open(setup.folder));
-  const std::vector<WeightRequest> requests = setup.models.front()->weight_requests();
+  PLAIT_ASSIGN_OR_RETURN(const std::vector<WeightRequest> requests, expected_tensors(setup));
   PLAIT_ASSIGN_OR_RETURN(const LoadReport report, check_weights(checkpoint, requests, setup.config.num_hidden_layers));
   line("tensors", fmt::format("{} as expected, {}", report.tensors, format_bytes(report.bytes)));
   if (!report.set_aside.empty()) {

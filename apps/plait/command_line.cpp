@@ -159,6 +159,7 @@ Status interpret(const FlagWords& words, Settings& settings) {
   if (!serve.chat_template.empty()) PLAIT_RETURN_IF_ERROR(parse_chat_format(serve.chat_template));
 
   serve.scheduler.radix_cache = !words.disable_radix_cache;
+  serve.scheduler.overlap = engine.overlap = !words.disable_overlap_schedule;
   serve.scheduler.policy = words.schedule_policy == "priority" ? SchedulePolicy::kPriority : SchedulePolicy::kFirstCome;
   serve.scheduler.max_running_requests = engine.max_running_requests;
   serve.scheduler.chunked_prefill_tokens = engine.chunked_prefill_tokens;

@@ -99,6 +99,8 @@ std::vector<Flag> flag_registry(Settings& settings, FlagWords& words) {
        "do not reuse the KV cache of shared prompt prefixes", kAnything},
       {kServe | kCheck, kMemoryGroup, "--enable-return-routed-experts", &engine.keep_routed_experts,
        "keep beside the KV cache which experts each token was routed to, for requests that ask for them", kAnything},
+      {kServe | kGenerate, kMemoryGroup, "--disable-overlap-schedule", &words.disable_overlap_schedule,
+       "make each step after the one before it is done", kAnything},
       {kServe, kMemoryGroup, "--schedule-policy", &words.schedule_policy, "order of waiting requests",
        Words{{"fcfs", "priority"}}},
 

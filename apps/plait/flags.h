@@ -48,6 +48,7 @@ struct FlagWords {
   std::string schedule_policy = "fcfs";
   std::string json_model_override_args = "{}";
   bool disable_radix_cache = false;
+  bool disable_overlap_schedule = false;
   bool disable_metrics = false;
   std::string seed;  // empty: draw one
   // Lists are typed as "1,4,16".

@@ -45,7 +45,6 @@ constexpr ForeignFlag kForeignFlags[] = {
     {"--disable-cuda-graph-padding", false, true, "", kNoEffectOnCpu},
     {"--cuda-graph-max-bs", true, true, "", kNoEffectOnCpu},
     {"--cuda-graph-bs", true, true, "", kNoEffectOnCpu},
-    {"--disable-overlap-schedule", false, true, "", "plait has no overlap schedule to disable"},
     {"--disable-custom-all-reduce", false, true, "", "there is no all-reduce on one rank"},
     {"--skip-server-warmup", false, true, "", "the engine's first step is part of its start"},
     {"--tokenizer-path", true, false, "", "the tokenizer is read from --model-path"},

@@ -91,12 +91,23 @@ class CpuEngine : public Engine {
   }
 
   std::vector<std::vector<SampledToken>> execute(std::span<const StepCall> of_dp_ranks) override {
+    launch(of_dp_ranks);
+    return collect();
+  }
+
+  void launch(std::span<const StepCall> of_dp_ranks) override {
     for (const StepCall& call : of_dp_ranks)
       PLAIT_ASSERT(call.rows.size() == call.step->logit_rows.size(), "one sampling row per wanted row of logits");
-    Result<SampledRows> sampled = hosts_->run(of_dp_ranks);
+    if (const Status launched = hosts_->launch(of_dp_ranks); launched.has_error())
+      throw std::runtime_error(launched.error().message);
+  }
+  std::vector<std::vector<SampledToken>> collect() override {
+    Result<SampledRows> sampled = hosts_->collect();
     if (sampled.has_error()) throw std::runtime_error(sampled.error().message);
     return std::move(sampled).value();
   }
+  int most_steps_under_way() const override { return hosts_->most_steps_under_way(); }
+  bool knows_future_tokens() const override { return hosts_->knows_future_tokens(); }
 
   int dp_ranks() const override { return setup_.parallel.attn_dp_size(); }
   int64_t kv_pages() const override { return plan_.kv_pages; }
@@ -144,6 +155,7 @@ class CpuEngine : public Engine {
                               .model = {options_.implementation, setup_.activation, {}},
                               .threads = options_.threads,
                               .low_latency_tokens = std::max<int64_t>(options_.max_running_requests, 1),
+                              .own_threads = options_.overlap,
                               .keep_routed_experts = options_.keep_routed_experts,
                               .world = hosts_->world()};
     PLAIT_ASSIGN_OR_RETURN(auto team, RankTeam::create(setup_.config, options, std::exchange(setup_.models, {})));
@@ -208,7 +220,8 @@ class CpuEngine : public Engine {
     const SamplingParams params{.temperature = 0};
     const SamplingRow row{.params = &params};
     const std::vector<StepCall> of_dp_ranks(static_cast<size_t>(dp_ranks()), {&step, {&row, 1}});
-    PLAIT_RETURN_IF_ERROR(hosts_->run(of_dp_ranks));
+    PLAIT_RETURN_IF_ERROR(hosts_->launch(of_dp_ranks));
+    PLAIT_RETURN_IF_ERROR(hosts_->collect());
     return {};
   }
 
@@ -223,6 +236,13 @@ class CpuEngine : public Engine {
 std::vector<std::vector<SampledToken>> StepExecutor::execute(std::span<const StepCall> of_dp_ranks) {
   PLAIT_ASSERT(of_dp_ranks.size() == 1, "several data-parallel ranks need an executor for them");
   return {execute(*of_dp_ranks.front().step, of_dp_ranks.front().rows)};
+}
+
+std::vector<std::vector<SampledToken>> StepExecutor::collect() {
+  PLAIT_ASSERT(!done_.empty(), "a step that was launched is collected once");
+  std::vector<std::vector<SampledToken>> sampled = std::move(done_.front());
+  done_.pop_front();
+  return sampled;
 }
 
 Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options) {

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -45,6 +46,7 @@ struct EngineOptions {
   int64_t chunked_prefill_tokens = 2048;  // a step has at most max(this, max_running_requests) rows
   int64_t context_tokens = 0;             // --context-length; 0: max_position_embeddings
   bool keep_routed_experts = false;       // --enable-return-routed-experts: beside the KV cache, for all requests
+  bool overlap = true;                    // steps may be launched while others run; --disable-overlap-schedule
   ParallelConfig parallel;
   HostsOptions hosts;
 };
@@ -77,6 +79,15 @@ class StepExecutor {
   virtual std::vector<SampledToken> execute(const Step& step, std::span<const SamplingRow> rows) = 0;
   // All of them at once, [dp_ranks()]; those without work have an idle step. Results as the rows.
   virtual std::vector<std::vector<SampledToken>> execute(std::span<const StepCall> of_dp_ranks);
+  // The same in two halves. launch() returns before the step is done; steps are done in the order of their launches,
+  // and collect() waits for the oldest. At most most_steps_under_way() have been launched and not collected; what their
+  // calls refer to outlives collect(). Where that is more than one, token ids may be future tokens (step.h). By
+  // default launch() does the whole step.
+  virtual void launch(std::span<const StepCall> of_dp_ranks) { done_.push_back(execute(of_dp_ranks)); }
+  virtual std::vector<std::vector<SampledToken>> collect();
+  virtual int most_steps_under_way() const { return 1; }
+  // Whether a step may refer to tokens of the one before it; else only rows whose tokens are known can be launched.
+  virtual bool knows_future_tokens() const { return false; }
   // Each has a KV pool of its own, of the size that follows.
   virtual int dp_ranks() const { return 1; }
   virtual int64_t kv_pages() const = 0;
@@ -86,6 +97,9 @@ class StepExecutor {
   virtual const RoutedExpertPool* routed_experts(int /*dp*/) const { return nullptr; }
   // What ended it while it had nothing to do; it does not work again.
   virtual std::optional<Error> failure() const { return std::nullopt; }
+
+ private:
+  std::deque<std::vector<std::vector<SampledToken>>> done_;
 };
 
 class Engine : public StepExecutor {

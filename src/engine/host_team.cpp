@@ -11,6 +11,24 @@ constexpr std::string_view kOrderName = "order";
 constexpr std::string_view kTokensName = "tokens";
 constexpr std::string_view kExpertsName = "routed experts";
 
+// With the tokens that the step before chose, where rows refer to them; and writes down those of this step.
+std::vector<SampledToken> choose(ThreadPool& pool, Rows logits, const StepCall& call, const RankTeam::Chosen& chosen) {
+  std::vector<SamplingRow> rows(call.rows.begin(), call.rows.end());
+  for (SamplingRow& row : rows)
+    if (row.newest_id != kNoToken && is_future(row.newest_id))
+      row.newest_id = chosen.before[static_cast<size_t>(state_slot_of(row.newest_id))];
+  std::vector<SampledToken> sampled = sample(pool, logits, rows);
+  const std::vector<int64_t>& logit_rows = call.step->logit_rows;
+  for (const StepSequence& sequence : call.step->sequences) {
+    const int64_t last_row = sequence.row_begin + sequence.row_count - 1;
+    const auto found = std::lower_bound(logit_rows.begin(), logit_rows.end(), last_row);
+    if (found == logit_rows.end() || *found != last_row) continue;
+    const auto index = static_cast<size_t>(found - logit_rows.begin());
+    if (rows[index].params) chosen.now[static_cast<size_t>(sequence.state_slot)] = sampled[index].id;
+  }
+  return sampled;
+}
+
 }  // namespace
 
 Result<HostTeam> HostTeam::open(std::shared_ptr<comm::World> world) {
@@ -67,42 +85,61 @@ int HostTeam::host_of_logits(int dp) const {
   return world_->node_of(team_->logits_rank(dp));
 }
 
-// The tokens of the data-parallel ranks whose logits are here; the others' stay empty.
-Result<SampledRows> HostTeam::run_here(std::span<const StepCall> of_dp_ranks) {
-  std::vector<const Step*> steps;
-  for (const StepCall& call : of_dp_ranks) steps.push_back(call.step);
-  SampledRows sampled(of_dp_ranks.size());
-  PLAIT_RETURN_IF_ERROR(team_->run(steps, [&](int dp, ThreadPool& pool, Rows logits) {
-    sampled[static_cast<size_t>(dp)] = sample(pool, logits, of_dp_ranks[static_cast<size_t>(dp)].rows);
-  }));
-  return sampled;
+int HostTeam::most_steps_under_way() const {
+  if (channel_ || !team_->runs_ahead()) return 1;
+  return std::max(2, std::min(team_->topology().config().pp_size, RankTeam::kMostStepsUnderWay));
 }
 
-Result<SampledRows> HostTeam::run(std::span<const StepCall> of_dp_ranks) {
-  if (!channel_) return run_here(of_dp_ranks);
-  HostOrder order;
-  for (const StepCall& call : of_dp_ranks) order.of_dp_ranks.push_back(*call.step);
-  for (int host = 1; host < channel_->hosts(); ++host) {
-    order.rows.assign(of_dp_ranks.size(), {});
-    for (size_t dp = 0; dp < of_dp_ranks.size(); ++dp) {
-      if (host_of_logits(static_cast<int>(dp)) != host) continue;
-      for (const SamplingRow& row : of_dp_ranks[dp].rows) order.rows[dp].push_back(OwnedSamplingRow::of(row));
+void HostTeam::launch_here(std::span<const StepCall> of_dp_ranks) {
+  Launch& launch = *launches_.emplace_back(std::make_unique<Launch>());
+  launch.calls.assign(of_dp_ranks.begin(), of_dp_ranks.end());
+  launch.sampled.resize(of_dp_ranks.size());
+  launch.expert_slots = clear_experts(of_dp_ranks);
+  std::vector<const Step*> steps;
+  for (const StepCall& call : of_dp_ranks) steps.push_back(call.step);
+  team_->launch(steps, [&launch](int dp, ThreadPool& pool, Rows logits, const RankTeam::Chosen& chosen) {
+    const auto index = static_cast<size_t>(dp);
+    launch.sampled[index] = choose(pool, logits, launch.calls[index], chosen);
+  });
+}
+
+Status HostTeam::launch(std::span<const StepCall> of_dp_ranks) {
+  if (channel_) {
+    HostOrder order;
+    for (const StepCall& call : of_dp_ranks) order.of_dp_ranks.push_back(*call.step);
+    for (int host = 1; host < channel_->hosts(); ++host) {
+      order.rows.assign(of_dp_ranks.size(), {});
+      for (size_t dp = 0; dp < of_dp_ranks.size(); ++dp) {
+        if (host_of_logits(static_cast<int>(dp)) != host) continue;
+        for (const SamplingRow& row : of_dp_ranks[dp].rows) order.rows[dp].push_back(OwnedSamplingRow::of(row));
+      }
+      PLAIT_RETURN_IF_ERROR(channel_->send(kOrderName, encode(order), host));
     }
-    PLAIT_RETURN_IF_ERROR(channel_->send(kOrderName, encode(order), host));
   }
-  const auto expert_slots = clear_experts(of_dp_ranks);
-  PLAIT_ASSIGN_OR_RETURN(SampledRows sampled, run_here(of_dp_ranks));
-  for (size_t dp = 0; dp < of_dp_ranks.size(); ++dp) {
+  launch_here(of_dp_ranks);
+  return {};
+}
+
+Result<SampledRows> HostTeam::collect() {
+  const std::unique_ptr<Launch> oldest = std::move(launches_.front());
+  launches_.pop_front();
+  PLAIT_RETURN_IF_ERROR(team_->collect());
+  if (channel_) PLAIT_RETURN_IF_ERROR(finish_on_others(*oldest));
+  return std::move(oldest->sampled);
+}
+
+// What the other hosts chose.
+Status HostTeam::finish_on_others(Launch& launch) {
+  for (size_t dp = 0; dp < launch.calls.size(); ++dp) {
     const int host = host_of_logits(static_cast<int>(dp));
-    if (host == 0 || of_dp_ranks[dp].rows.empty()) continue;
+    if (host == 0 || launch.calls[dp].rows.empty()) continue;
     PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel_->receive(kTokensName, host));
     PLAIT_ASSIGN_OR_RETURN(SampledRows theirs, decode_sampled(bytes));
-    if (theirs.size() != 1 || theirs.front().size() != of_dp_ranks[dp].rows.size())
+    if (theirs.size() != 1 || theirs.front().size() != launch.calls[dp].rows.size())
       return corrupt(fmt::format("host {} chose tokens for other rows than it was asked for", host));
-    sampled[dp] = std::move(theirs.front());
+    launch.sampled[dp] = std::move(theirs.front());
   }
-  PLAIT_RETURN_IF_ERROR(receive_experts(expert_slots));
-  return sampled;
+  return receive_experts(launch.expert_slots);
 }
 
 // Rows of this step, of each data-parallel rank.
@@ -190,11 +227,14 @@ Status HostTeam::follow_step(const HostOrder& order) {
     for (const OwnedSamplingRow& row : order.rows[dp]) rows[dp].push_back(row.view());
     calls.push_back({&order.of_dp_ranks[dp], rows[dp]});
   }
-  const auto expert_slots = clear_experts(calls);
-  PLAIT_ASSIGN_OR_RETURN(SampledRows sampled, run_here(calls));
+  launch_here(calls);
+  const std::unique_ptr<Launch> launch = std::move(launches_.front());
+  launches_.pop_front();
+  PLAIT_RETURN_IF_ERROR(team_->collect());
   for (size_t dp = 0; dp < dp_ranks; ++dp)
-    if (!rows[dp].empty()) PLAIT_RETURN_IF_ERROR(channel_->send(kTokensName, encode(SampledRows{sampled[dp]}), 0));
-  return send_experts(expert_slots);
+    if (!rows[dp].empty())
+      PLAIT_RETURN_IF_ERROR(channel_->send(kTokensName, encode(SampledRows{launch->sampled[dp]}), 0));
+  return send_experts(launch->expert_slots);
 }
 
 }  // namespace plait

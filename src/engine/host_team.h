@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -35,7 +36,12 @@ class HostTeam {
   RankTeam& team() const { return *team_; }
 
   // -- The first host
-  Result<SampledRows> run(std::span<const StepCall> of_dp_ranks);
+  Status launch(std::span<const StepCall> of_dp_ranks);
+  Result<SampledRows> collect();  // of the oldest step that was launched
+  // One where hosts would have to wait for each other's tokens.
+  int most_steps_under_way() const;
+  // A pipeline's first stage would wait for the last one's choice: there steps of other requests follow instead.
+  bool knows_future_tokens() const { return !channel_ && team_->topology().config().pp_size == 1; }
   // From now on no rank waits longer than this for another one.
   Status arm_deadlines(std::chrono::milliseconds limit);
   // The others end by themselves.
@@ -52,7 +58,13 @@ class HostTeam {
  private:
   HostTeam() = default;
   Result<StartReport> merge_reports(StartReport own);
-  Result<SampledRows> run_here(std::span<const StepCall> of_dp_ranks);
+  struct Launch {
+    std::vector<StepCall> calls;
+    SampledRows sampled;  // of the data-parallel ranks whose logits are here; the others' stay empty
+    std::vector<std::vector<int64_t>> expert_slots;
+  };
+  void launch_here(std::span<const StepCall> of_dp_ranks);
+  Status finish_on_others(Launch& launch);
   int host_of_logits(int dp) const;
   Status send_to_all(const HostOrder& order);
   Status follow_step(const HostOrder& order);
@@ -66,6 +78,7 @@ class HostTeam {
   std::shared_ptr<comm::World> world_;
   std::optional<HostChannel> channel_;
   std::unique_ptr<RankTeam> team_;
+  std::deque<std::unique_ptr<Launch>> launches_;  // under way
   std::unique_ptr<std::atomic<uint64_t>> followed_steps_ = std::make_unique<std::atomic<uint64_t>>(0);
 };
 

@@ -171,7 +171,8 @@ RowBlock RankBackend::embed(const StageStep& step) {
       const size_t dp = rows.dp_of(row);
       int64_t place = row - rows.begin[dp];
       if (step.out.layout.order == RowOrderKind::kContext) place = context_order(static_cast<int>(dp)).batch_row(place);
-      ids.push_back(step_->of_dp_ranks[dp].token_ids[place]);
+      const int32_t id = step_->of_dp_ranks[dp].token_ids[place];
+      ids.push_back(is_future(id) ? step_->chosen_before[dp][state_slot_of(id)] : id);
     }
   Rows y = arena_.take(std::ssize(ids), parts_.config->hidden_size);
   parts_.model->embed(parts_.context, ids, y.view());

@@ -37,6 +37,8 @@ struct AgreedStep {
   StepRows logit_rows;  // of rows whose logits are wanted
   comm::ExchangeForm exchange_form = comm::ExchangeForm::kNormal;
   std::span<const Step> of_dp_ranks;  // [dp], token ids and positions padded to `rows`
+  // [dp][state slot] what the step before chose; known by the time that a rank embeds this one.
+  std::span<const std::vector<int32_t>> chosen_before;
 };
 
 class RankBackend {

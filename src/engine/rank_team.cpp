@@ -47,8 +47,9 @@ Result<std::unique_ptr<RankTeam>> RankTeam::create(const ModelConfig& config, co
   const int each = std::max(1, cores / here.ranks);
   for (const auto& rank : team->ranks_) {
     rank->pool = std::make_unique<ThreadPool>(each);
-    // A single rank works on the caller's thread.
-    if (team->ranks_.size() > 1) rank->thread = std::thread([&team = *team, &rank = *rank] { team.work(rank); });
+    // A single rank that never runs ahead works on the caller's thread.
+    if (team->ranks_.size() > 1 || options.own_threads)
+      rank->thread = std::thread([&team = *team, &rank = *rank] { team.work(rank); });
   }
   return team;
 }
@@ -104,7 +105,7 @@ Status RankTeam::add_exchange(Rank& rank) {
 }
 
 // The low-latency form for decoding, where every rank's rows fit it: a function of agreed counts alone.
-comm::ExchangeForm RankTeam::exchange_form(bool any_prefill) const {
+comm::ExchangeForm RankTeam::exchange_form(const StepRows& rows, bool any_prefill) const {
   switch (options_.parallel.deepep_mode) {
     case DeepepMode::kNormal:
       return comm::ExchangeForm::kNormal;
@@ -113,7 +114,7 @@ comm::ExchangeForm RankTeam::exchange_form(bool any_prefill) const {
     case DeepepMode::kAuto:
       break;
   }
-  const int64_t most = *std::max_element(step_.rows.padded_rows.begin(), step_.rows.padded_rows.end());
+  const int64_t most = *std::max_element(rows.padded_rows.begin(), rows.padded_rows.end());
   const bool fits = most <= options_.low_latency_tokens;
   return fits && !any_prefill ? comm::ExchangeForm::kLowLatency : comm::ExchangeForm::kNormal;
 }
@@ -147,6 +148,7 @@ RankTeam::~RankTeam() {
     stopping_ = true;
   }
   begin_.notify_all();
+  chosen_.notify_all();
   for (const auto& rank : ranks_)
     if (rank->thread.joinable()) rank->thread.join();
 }
@@ -163,6 +165,9 @@ Status RankTeam::finish_loading() {
 }
 
 void RankTeam::allocate_kv(int64_t pages, int64_t page_tokens, int64_t sequences) {
+  state_slots_ = sequences;
+  for (Launch& launch : launches_)
+    launch.chosen.assign(static_cast<size_t>(dp_ranks()), std::vector<int32_t>(static_cast<size_t>(sequences), 0));
   if (options_.keep_routed_experts)
     for (int dp = 0; dp < dp_ranks(); ++dp)
       routed_experts_.push_back(std::make_unique<RoutedExpertPool>(RoutedExpertShape::of(config_), pages, page_tokens));
@@ -186,6 +191,10 @@ void RankTeam::allocate_kv(int64_t pages, int64_t page_tokens, int64_t sequences
 
 Model& RankTeam::model_of(int rank) {
   return *ranks_[static_cast<size_t>(rank - first_rank())]->model;
+}
+
+bool RankTeam::runs_ahead() const {
+  return ranks_.front()->thread.joinable();
 }
 
 int RankTeam::first_rank() const {
@@ -222,89 +231,129 @@ RoutedExpertPool* RankTeam::routed_experts(int dp) const {
 }
 
 Status RankTeam::run(std::span<const Step* const> of_dp_ranks, const UseLogits& use, TeamObserver* observer) {
+  launch(
+      of_dp_ranks, [&use](int dp, ThreadPool& pool, Rows logits, const Chosen&) { use(dp, pool, logits); }, observer);
+  return collect();
+}
+
+void RankTeam::launch(std::span<const Step* const> of_dp_ranks, Choose choose, TeamObserver* observer) {
   PLAIT_ASSERT(std::ssize(of_dp_ranks) == options_.parallel.attn_dp_size(), "a step for each data-parallel rank");
+  PLAIT_ASSERT(launched_ - collected_ < kMostStepsUnderWay, "too many steps are under way");
+  Launch& next = launch_of(launched_ + 1);
+  next.choose = std::move(choose);
+  next.observer = observer;
+  prepare(next, of_dp_ranks);
+  {
+    const std::lock_guard lock(mutex_);
+    ++launched_;
+  }
+  begin_.notify_all();
+}
+
+// Everything about a step that ranks do not decide: the same on every host.
+void RankTeam::prepare(Launch& launch, std::span<const Step* const> of_dp_ranks) {
   std::vector<int64_t> rows, logit_rows;
   bool any_prefill = false;
-  for (const Step* step : of_dp_ranks) {
-    rows.push_back(step->rows());
-    logit_rows.push_back(std::ssize(step->logit_rows));
-    any_prefill |= step->mode == StepMode::kPrefill || step->mode == StepMode::kMixed;
+  launch.needs_chosen = false;
+  launch.choosing = 0;
+  for (size_t dp = 0; dp < of_dp_ranks.size(); ++dp) {
+    const Step& step = *of_dp_ranks[dp];
+    rows.push_back(step.rows());
+    logit_rows.push_back(std::ssize(step.logit_rows));
+    any_prefill |= step.mode == StepMode::kPrefill || step.mode == StepMode::kMixed;
+    launch.needs_chosen |= std::any_of(step.token_ids.begin(), step.token_ids.end(), is_future);
+    launch.choosing += !step.logit_rows.empty() && world_->is_local(logits_rank(static_cast<int>(dp)));
   }
-  if (std::all_of(rows.begin(), rows.end(), [](int64_t count) { return count == 0; })) return {};
-
-  program_ = &programs_[uses_context_parallel(options_.parallel, rows) ? 1 : 0];
-  const RowAlignment alignment = program_->plan.alignment();
+  const bool empty = std::all_of(rows.begin(), rows.end(), [](int64_t count) { return count == 0; });
+  launch.busy = empty ? 0 : static_cast<int>(ranks_.size());
+  launch.program = &programs_[uses_context_parallel(options_.parallel, rows) ? 1 : 0];
+  const RowAlignment alignment = launch.program->plan.alignment();
   const PaddingMode mode = options_.padding.value_or(choose_padding_mode(rows, alignment, any_prefill, false));
-  padded_.clear();
-  for (const Step* step : of_dp_ranks) padded_.push_back(*step);
-  step_.sequence_number = ++steps_;
-  step_.rows = pad_rows(std::move(rows), alignment, mode);
-  step_.logit_rows = pad_rows(std::move(logit_rows), {.shards = alignment.shards}, mode);
-  for (size_t dp = 0; dp < padded_.size(); ++dp) {
-    padded_[dp].true_rows = step_.rows.true_rows;
-    padded_[dp].padded_rows = step_.rows.padded_rows;
-    padded_[dp].token_ids.resize(step_.rows.padded_rows[dp], 0);
-    padded_[dp].positions.resize(step_.rows.padded_rows[dp], 0);
+  launch.padded.clear();
+  for (const Step* step : of_dp_ranks) launch.padded.push_back(*step);
+  AgreedStep& agreed = launch.step;
+  agreed.sequence_number = launched_ + 1;
+  agreed.rows = pad_rows(std::move(rows), alignment, mode);
+  agreed.logit_rows = pad_rows(std::move(logit_rows), {.shards = alignment.shards}, mode);
+  for (size_t dp = 0; dp < launch.padded.size(); ++dp) {
+    launch.padded[dp].true_rows = agreed.rows.true_rows;
+    launch.padded[dp].padded_rows = agreed.rows.padded_rows;
+    launch.padded[dp].token_ids.resize(agreed.rows.padded_rows[dp], 0);
+    launch.padded[dp].positions.resize(agreed.rows.padded_rows[dp], 0);
   }
-  step_.of_dp_ranks = padded_;
-  step_.exchange_form = exchange_form(any_prefill);
-  use_ = &use;
-  observer_ = observer;
+  agreed.of_dp_ranks = launch.padded;
+  agreed.exchange_form = exchange_form(agreed.rows, any_prefill);
+  agreed.chosen_before = launch_of(launched_).chosen;
+}
 
-  if (ranks_.size() == 1) {
-    if (!failure_) failure_ = try_step(*ranks_.front());
+Status RankTeam::collect() {
+  PLAIT_ASSERT(collected_ < launched_, "a step that was launched is collected once");
+  Launch& oldest = launch_of(++collected_);
+  // A single rank without a thread of its own works on the caller's.
+  if (!ranks_.front()->thread.joinable() && oldest.busy > 0) {
+    if (!failure_) failure_ = try_step(*ranks_.front(), collected_);
+    oldest.busy = 0;
     if (failure_) return *failure_;
     return {};
   }
   about_to_block("waiting for the ranks");
   std::unique_lock lock(mutex_);
-  if (failure_) return *failure_;
-  busy_ = static_cast<int>(ranks_.size());
-  ++steps_begun_;
-  begin_.notify_all();
-  end_.wait(lock, [&] { return busy_ == 0; });
+  end_.wait(lock, [&] { return oldest.busy == 0; });
   if (failure_) return *failure_;
   return {};
 }
 
-// A rank's thread.
+// A rank's thread: step after step.
 void RankTeam::work(Rank& rank) {
   uint64_t done = 0;
   std::unique_lock lock(mutex_);
   while (true) {
-    begin_.wait(lock, [&] { return stopping_ || steps_begun_ > done; });
+    begin_.wait(lock, [&] { return stopping_ || launched_ > done; });
     if (stopping_) return;
-    done = steps_begun_;
+    Launch& launch = launch_of(++done);
+    if (launch.busy == 0) continue;  // nobody has rows
+    const bool failed = failure_.has_value();
     lock.unlock();
-    std::optional<Error> failure = try_step(rank);
+    std::optional<Error> failure;
+    if (!failed) failure = try_step(rank, done);
     lock.lock();
     // The rank that noticed says more than those that were cancelled because of it.
     if (failure && (!failure_ || failure_->kind == ErrorKind::kCancelled)) failure_ = std::move(failure);
-    if (--busy_ == 0) end_.notify_all();
+    if (failure_) chosen_.notify_all();
+    if (--launch.busy == 0) end_.notify_all();
   }
 }
 
-std::optional<Error> RankTeam::try_step(Rank& rank) {
+std::optional<Error> RankTeam::try_step(Rank& rank, uint64_t number) {
   try {
-    run_step(rank);
+    run_step(rank, number);
     return std::nullopt;
   } catch (const RankFailure& why) {
     return why.error;
   }
 }
 
-void RankTeam::run_step(Rank& rank) {
+// Until the step has chosen its tokens here, or never will.
+void RankTeam::wait_for_chosen(const Launch& launch) {
+  std::unique_lock lock(mutex_);
+  chosen_.wait(lock, [&] { return launch.choosing == 0 || failure_.has_value() || stopping_; });
+  if (launch.choosing > 0) throw RankFailure(failure_.value_or(cancelled("the ranks end")));
+}
+
+void RankTeam::run_step(Rank& rank, uint64_t number) {
+  Launch& launch = launch_of(number);
+  if (launch.needs_chosen) wait_for_chosen(launch_of(number - 1));
   const LaunchRegion region("launch of a step");
   RankBackend& backend = *rank.backend;
-  const Plan& plan = program_->plan;
-  for (auto& [axes, group] : rank.groups) group.set_step(static_cast<int64_t>(step_.sequence_number));
-  backend.begin(plan, step_, observer_ ? observer_->of_rank(rank.index) : nullptr);
+  const Plan& plan = launch.program->plan;
+  for (auto& [axes, group] : rank.groups) group.set_step(static_cast<int64_t>(launch.step.sequence_number));
+  backend.begin(plan, launch.step, launch.observer ? launch.observer->of_rank(rank.index) : nullptr);
   Stream<RowBlock> stream;
   PlanWalker walker(backend);
   for (const ScheduledSegment& at : plan.order) {
     const Segment& segment = plan.segments[at.segment];
     if (segment.kind == SegmentKind::kStageBoundary) {
-      const Boundary& boundary = program_->boundaries.at(at.segment);
+      const Boundary& boundary = launch.program->boundaries.at(at.segment);
       if (at.pipeline_stage == rank.at.pp) walker.walk(boundary.sender, at.layer, stream);
       if (at.pipeline_stage + 1 != rank.at.pp) continue;
       stream.delta = backend.receive(boundary.send);
@@ -313,8 +362,13 @@ void RankTeam::run_step(Rank& rank) {
       walker.walk(segment, at.layer, stream);
     }
   }
-  if (rank.index != logits_rank(rank.at.attn_dp)) return;
-  backend.own_logits(stream, [&](Rows logits) { (*use_)(rank.at.attn_dp, *rank.pool, logits); });
+  const int dp = rank.at.attn_dp;
+  if (rank.index != logits_rank(dp)) return;
+  backend.own_logits(stream, [&](Rows logits) {
+    launch.choose(dp, *rank.pool, logits, {launch.step.chosen_before[dp], launch.chosen[dp]});
+    const std::lock_guard lock(mutex_);
+    if (--launch.choosing == 0) chosen_.notify_all();
+  });
 }
 
 }  // namespace plait

@@ -1,13 +1,16 @@
 // The ranks of one process: a thread each, with its shard of the model, its KV pool and its communicators.
 //
-// Owns everything about them. run() is called by one thread at a time, hands every rank the same agreed step and
-// returns when all have finished it. Ranks meet in collectives only; nothing else is shared but the step. Where the
-// world has other processes, each has a team of its own ranks, and all teams run the same steps in the same order
-// (host_team.h).
+// Owns everything about them. Its calls come from one thread at a time. launch() hands every rank the same agreed step
+// and returns; ranks do their steps in order, each at its own pace, and collect() waits until all have done the oldest.
+// Ranks meet in collectives only; nothing else is shared but the step. Where the world has other processes, each has a
+// team of its own ranks, and all teams run the same steps in the same order (host_team.h).
 #pragma once
 
+#include <array>
+#include <condition_variable>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <vector>
@@ -29,6 +32,7 @@ struct TeamOptions {
   ModelOptions model;                  // its shard is each rank's own
   int threads = 0;                     // of all ranks together; 0: one per usable core
   int64_t low_latency_tokens = 128;    // of a rank: the capacity of the low-latency expert exchange
+  bool own_threads = false;            // also for a single rank, so that launch() returns before the step is done
   bool keep_routed_experts = false;    // a RoutedExpertPool beside the KV pools of each data-parallel rank
   std::optional<PaddingMode> padding;  // for tests; absent: chosen per step
   std::shared_ptr<comm::World> world;  // absent: all ranks are threads of this process
@@ -61,8 +65,20 @@ class RankTeam {
   using UseLogits = std::function<void(int dp, ThreadPool& pool, Rows logits)>;
   Status run(std::span<const Step* const> of_dp_ranks, const UseLogits& use, TeamObserver* observer = nullptr);
 
+  // The same in two halves; at most kMostStepsUnderWay have been launched and not collected. `choose` also writes down
+  // which token it chose for each state slot, for rows of the next step that are future tokens (model/step.h).
+  static constexpr int kMostStepsUnderWay = 8;
+  struct Chosen {
+    std::span<const int32_t> before;  // [state slots] by the step before
+    std::span<int32_t> now;           // [state slots]
+  };
+  using Choose = std::function<void(int dp, ThreadPool& pool, Rows logits, const Chosen& chosen)>;
+  void launch(std::span<const Step* const> of_dp_ranks, Choose choose, TeamObserver* observer = nullptr);
+  Status collect();
+
   // The rank that has the logits of a data-parallel rank.
   int logits_rank(int dp) const;
+  bool runs_ahead() const;  // launch() returns before the step is done
   // What ended the world, noticed without a step; empty while it works.
   std::optional<Error> failure() const;
   comm::World& world() { return *world_; }
@@ -70,8 +86,8 @@ class RankTeam {
   const Topology& topology() const { return topology_; }
   const Plan& plan() const { return programs_.front().plan; }
   // Of the last step.
-  const Plan& last_plan() const { return program_->plan; }
-  const AgreedStep& last_step() const { return step_; }
+  const Plan& last_plan() const { return launch_of(launched_).program->plan; }
+  const AgreedStep& last_step() const { return launch_of(launched_).step; }
   // What the ranks here have received from others so far.
   StepTraffic traffic() const;
 
@@ -98,10 +114,26 @@ class RankTeam {
   RankTeam(const ModelConfig& config, const TeamOptions& options, Topology topology);
   Status add_rank(int index, std::unique_ptr<Model> model);
   Status add_exchange(Rank& rank);
-  comm::ExchangeForm exchange_form(bool any_prefill) const;
+  // A step from launch() to the collect() of the one after it.
+  struct Launch {
+    AgreedStep step;
+    const Program* program = nullptr;
+    std::vector<Step> padded;
+    Choose choose;
+    TeamObserver* observer = nullptr;
+    bool needs_chosen = false;                 // some token id is a future token
+    std::vector<std::vector<int32_t>> chosen;  // [dp][state slot]
+    int choosing = 0;                          // data-parallel ranks here that have yet to choose
+    int busy = 0;                              // ranks
+  };
+  comm::ExchangeForm exchange_form(const StepRows& rows, bool any_prefill) const;
+  void prepare(Launch& launch, std::span<const Step* const> of_dp_ranks);
+  Launch& launch_of(uint64_t number) { return launches_[number % launches_.size()]; }
+  const Launch& launch_of(uint64_t number) const { return launches_[number % launches_.size()]; }
   void work(Rank& rank);
-  void run_step(Rank& rank);
-  std::optional<Error> try_step(Rank& rank);
+  void wait_for_chosen(const Launch& launch);
+  void run_step(Rank& rank, uint64_t number);
+  std::optional<Error> try_step(Rank& rank, uint64_t number);
 
   const ModelConfig config_;
   const TeamOptions options_;
@@ -111,17 +143,13 @@ class RankTeam {
   std::vector<std::unique_ptr<Rank>> ranks_;                       // that live here, ascending
   std::vector<std::unique_ptr<RoutedExpertPool>> routed_experts_;  // [dp], or none
 
-  // The step in hand. Written by run() while all ranks wait.
-  AgreedStep step_;
-  const Program* program_ = nullptr;
-  std::vector<Step> padded_;
-  uint64_t steps_ = 0;
-  const UseLogits* use_ = nullptr;
-  TeamObserver* observer_ = nullptr;
-  std::mutex mutex_;
-  std::condition_variable begin_, end_;
-  uint64_t steps_begun_ = 0;
-  int busy_ = 0;
+  // One more than can be under way, and the one before those, which the oldest refers to.
+  std::array<Launch, kMostStepsUnderWay + 2> launches_;
+  int64_t state_slots_ = 0;
+  uint64_t launched_ = 0;  // steps are numbered from 1
+  uint64_t collected_ = 0;
+  std::mutex mutex_;  // of launched_, of `choosing` and `busy` of a launch, and of what follows
+  std::condition_variable begin_, chosen_, end_;
   bool stopping_ = false;
   std::optional<Error> failure_;
 };

@@ -38,6 +38,12 @@ bool masks_end_ids(const SamplingRow& row) {
   return row.output_index < row.params->min_new_tokens && !row.end_ids.empty();
 }
 
+template <typename Fn>
+void for_each_output(const SamplingRow& row, Fn&& fn) {
+  for (const int32_t id : row.output_ids) fn(id);
+  if (row.newest_id != kNoToken) fn(row.newest_id);
+}
+
 bool has_output_penalty(const SamplingParams& params) {
   return params.frequency_penalty != 0 || params.presence_penalty != 0;
 }
@@ -45,27 +51,27 @@ bool has_output_penalty(const SamplingParams& params) {
 void apply_output_penalties(const SamplingRow& row, std::span<float> logits, std::span<int32_t> counts) {
   const auto frequency = static_cast<float>(row.params->frequency_penalty);
   const auto presence = static_cast<float>(row.params->presence_penalty);
-  for (const int32_t id : row.output_ids) ++counts[static_cast<size_t>(id)];
-  for (const int32_t id : row.output_ids) {
+  for_each_output(row, [&](int32_t id) { ++counts[static_cast<size_t>(id)]; });
+  for_each_output(row, [&](int32_t id) {
     int32_t& count = counts[static_cast<size_t>(id)];
-    if (count == 0) continue;  // an earlier occurrence did it
+    if (count == 0) return;  // an earlier occurrence did it
     logits[static_cast<size_t>(id)] -= frequency * static_cast<float>(count) + presence;
     count = 0;
-  }
+  });
 }
 
 void apply_repetition_penalty(const SamplingRow& row, std::span<float> logits, std::span<int32_t> seen) {
   const auto penalty = static_cast<float>(row.params->repetition_penalty);
-  const auto histories = {row.prompt_ids, row.output_ids};
-  for (const auto& history : histories) {
-    for (const int32_t id : history) {
-      if (seen[static_cast<size_t>(id)]++ != 0) continue;
-      float& logit = logits[static_cast<size_t>(id)];
-      logit = logit > 0 ? logit / penalty : logit * penalty;
-    }
-  }
-  for (const auto& history : histories)
-    for (const int32_t id : history) seen[static_cast<size_t>(id)] = 0;
+  const auto penalise = [&](int32_t id) {
+    if (seen[static_cast<size_t>(id)]++ != 0) return;
+    float& logit = logits[static_cast<size_t>(id)];
+    logit = logit > 0 ? logit / penalty : logit * penalty;
+  };
+  const auto forget = [&](int32_t id) { seen[static_cast<size_t>(id)] = 0; };
+  std::for_each(row.prompt_ids.begin(), row.prompt_ids.end(), penalise);
+  for_each_output(row, penalise);
+  std::for_each(row.prompt_ids.begin(), row.prompt_ids.end(), forget);
+  for_each_output(row, forget);
 }
 
 // Steps 1 to 4. The row itself if there is nothing to do.

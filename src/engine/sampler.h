@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -15,13 +16,18 @@
 
 namespace plait {
 
+inline constexpr int32_t kNoToken = std::numeric_limits<int32_t>::min();
+
 // What one row of logits needs. All pointers outlive the call.
 struct SamplingRow {
   const SamplingParams* params = nullptr;  // nullptr: no token is chosen (a prompt row whose logprob is wanted)
   std::span<const int32_t> prompt_ids;     // needed if params->penalises_prompt()
   std::span<const int32_t> output_ids;     // needed if params->penalises_output()
-  int64_t output_index = 0;                // tokens of the output so far
-  std::span<const int32_t> end_ids;        // end-of-sequence and stop ids: impossible before min_new_tokens
+  // Follows output_ids: the newest token of the output, if it was a future one (model/step.h) when this was made. Known
+  // when the row is sampled.
+  int32_t newest_id = kNoToken;
+  int64_t output_index = 0;          // tokens of the output so far
+  std::span<const int32_t> end_ids;  // end-of-sequence and stop ids: impossible before min_new_tokens
   bool want_logprob = false;
   int32_t top_logprobs = 0;
   int32_t target_id = -1;                // logprob of this id instead of the chosen one (prompt logprobs)

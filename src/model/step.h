@@ -15,6 +15,18 @@ namespace plait {
 
 enum class StepMode : uint8_t { kIdle, kPrefill, kDecode, kMixed, kVerify };
 
+// In place of a token id: the token that the step before this one chooses for the sequence in that state slot. A step
+// can be made, and launched, before it is known.
+inline constexpr int32_t future_token(int32_t state_slot) {
+  return -1 - state_slot;
+}
+inline constexpr bool is_future(int32_t token_id) {
+  return token_id < 0;
+}
+inline constexpr int32_t state_slot_of(int32_t future) {
+  return -1 - future;
+}
+
 // The rows of one sequence in this step.
 struct StepSequence {
   int32_t state_slot = 0;      // which per-sequence state (V4's compressors) is its own; unused by MLA

@@ -11,10 +11,11 @@ constexpr int kMostPassedOver = 32;
 }  // namespace
 
 Batcher::Batcher(const SchedulerOptions& options, int64_t kv_pages, int64_t page_tokens,
-                 const RoutedExpertPool* routed_experts)
+                 const RoutedExpertPool* routed_experts, RunAhead run_ahead)
     : options_(options),
       page_tokens_(page_tokens),
       routed_experts_(routed_experts),
+      run_ahead_(run_ahead),
       pool_(kv_pages),
       cache_(pool_, page_tokens),
       reserve_(options.conservativeness),
@@ -61,7 +62,7 @@ void Batcher::add(Request&& request, Clock::time_point now) {
   waiting_.insert(&sequence);
   // It came back with all its outputs: only the news of its end was lost.
   if (sequence.output_size() > 0)
-    if (auto end = sequence.finish_after_last_token()) finish(sequence, std::move(*end));
+    if (auto end = sequence.finish_after_known_tokens()) finish(sequence, std::move(*end));
 }
 
 void Batcher::abort(RequestId id, const Error& why) {
@@ -89,14 +90,16 @@ void Batcher::expire(Clock::time_point now) {
 
 Batch Batcher::plan() {
   Batch batch;
-  if (!has_work()) return batch;
-  make_room_for_decoding();
-  const auto decode_rows = std::count_if(running_.begin(), running_.end(), [](Sequence* s) { return s->decoding(); });
+  if (!has_work() || !make_room_for_decoding()) return batch;
+  const auto decode_rows =
+      std::count_if(running_.begin(), running_.end(), [this](Sequence* s) { return s->decoding() && can_launch(*s); });
   auto budget = PrefillBudget::beside(decode_rows, options_);
   schedule_running(batch, budget);
   admit_waiting(batch, budget);
+  PLAIT_ASSERT(!batch.entries.empty() || steps_under_way_ > 0, "requests wait or run, and none got a row");
+  if (batch.entries.empty()) return batch;
   build_step(batch);
-  PLAIT_ASSERT(batch.step.rows() > 0, "requests wait or run, and none got a row");
+  ++steps_under_way_;
   if (decode_rows > 0) reserve_.decode_step_passed();
   return batch;
 }
@@ -105,31 +108,53 @@ int64_t Batcher::missing_pages(const Sequence& sequence) const {
   return pages_for(sequence.size(), page_tokens_) - static_cast<int64_t>(sequence.pages.size());
 }
 
-void Batcher::make_room_for_decoding() {
+// Whether rows of it can be added to a step now, while others may be under way.
+bool Batcher::can_launch(const Sequence& sequence) const {
+  if (sequence.steps_under_way == 0) return true;
+  if (sequence.wants_prompt_logprobs()) return false;  // which of them follow depends on those under way
+  if (!sequence.awaits_token()) return true;
+  return run_ahead_.future_tokens && sequence.remaining_tokens() > 0;
+}
+
+// False: pages are missing, and taking them from somebody has to wait for the steps under way.
+bool Batcher::make_room_for_decoding() {
   const auto missing = [this] {
     int64_t pages = 0;
     for (const Sequence* sequence : running_) pages += missing_pages(*sequence);
     return pages;
   };
   while (missing() > available_pages()) {
+    if (steps_under_way_ > 0) return false;
     PLAIT_ASSERT(running_.size() > 1, "a request that was accepted does not fit the KV pool");
     retract(*running_.back());
   }
   for (Sequence* sequence : running_) allocate_pages(missing_pages(*sequence), sequence->pages);
+  return true;
 }
 
 void Batcher::schedule_running(Batch& batch, PrefillBudget& budget) {
+  // Where steps follow each other through pipeline stages, each takes its share of those that decode.
+  int64_t decoding_left = std::numeric_limits<int64_t>::max();
+  if (!run_ahead_.future_tokens)
+    decoding_left = (static_cast<int64_t>(running_.size()) + run_ahead_.steps - 1) / run_ahead_.steps;
   for (Sequence* sequence : running_) {
+    if (!can_launch(*sequence)) continue;
     const bool prefill = !sequence->decoding();
+    if (!prefill && decoding_left-- <= 0) continue;
     const int64_t rows = prefill ? budget.take(*sequence) : 1;
-    if (rows > 0) batch.entries.push_back({sequence, rows, logit_rows(*sequence, rows), prefill});
+    if (rows > 0)
+      batch.entries.push_back({.sequence = sequence,
+                               .first_position = sequence->launched_tokens,
+                               .rows = rows,
+                               .logit_rows = logit_rows(*sequence, rows),
+                               .prefill = prefill});
   }
 }
 
 void Batcher::admit_waiting(Batch& batch, PrefillBudget& budget) {
   int passed_over = 0;
   for (auto next = waiting_.begin(); next != waiting_.end() && budget.rows > 0 && passed_over < kMostPassedOver;) {
-    if (static_cast<int64_t>(running_.size()) == options_.max_running_requests) return;
+    if (free_state_slots_.empty()) return;  // as many run as may, or have ended and still hold theirs
     Sequence& sequence = **next;
     const auto match = cache_.match(sequence.row_keys(0, sequence.reusable_tokens()));
     if (awaits_running_prefix(sequence, static_cast<int64_t>(match.pages.size()) * page_tokens_)) {
@@ -141,7 +166,12 @@ void Batcher::admit_waiting(Batch& batch, PrefillBudget& budget) {
     next = waiting_.erase(next);
     batch.cached_tokens += sequence.computed_tokens;
     const int64_t rows = budget.take(sequence);
-    if (rows > 0) batch.entries.push_back({&sequence, rows, logit_rows(sequence, rows), true});
+    if (rows > 0)
+      batch.entries.push_back({.sequence = &sequence,
+                               .first_position = sequence.launched_tokens,
+                               .rows = rows,
+                               .logit_rows = logit_rows(sequence, rows),
+                               .prefill = true});
   }
 }
 
@@ -159,14 +189,14 @@ bool Batcher::start(Sequence& sequence, const RadixCache::Match& match) {
   const int64_t needed = pages_for(sequence.size(), page_tokens_) - shared;
   const int64_t reserved = running_.empty() ? 0 : reserve_.pages(running_, sequence, page_tokens_);
   if (needed + reserved > available_pages()) {
-    PLAIT_ASSERT(!running_.empty(), "a request that was accepted does not fit the KV pool");
+    PLAIT_ASSERT(!running_.empty() || !ended_.empty(), "a request that was accepted does not fit the KV pool");
     cache_.unlock(match.node);
     return false;
   }
   sequence.prefix = match.node;
   sequence.shared_pages = shared;
   sequence.pages = match.pages;
-  sequence.computed_tokens = shared * page_tokens_;
+  sequence.computed_tokens = sequence.launched_tokens = shared * page_tokens_;
   allocate_pages(needed, sequence.pages);
   sequence.state_slot = free_state_slots_.back();
   free_state_slots_.pop_back();
@@ -182,15 +212,22 @@ bool Batcher::start(Sequence& sequence, const RadixCache::Match& match) {
 
 void Batcher::build_step(Batch& batch) {
   StepBuilder builder(++steps_);
-  for (const Batch::Entry& entry : batch.entries) {
-    const Sequence& sequence = *entry.sequence;
-    const int64_t end = sequence.computed_tokens + entry.rows;
-    const auto rows = std::span(sequence.tokens)
-                          .subspan(static_cast<size_t>(sequence.computed_tokens), static_cast<size_t>(entry.rows));
+  for (Batch::Entry& entry : batch.entries) {
+    Sequence& sequence = *entry.sequence;
+    const int64_t end = entry.first_position + entry.rows;
+    const auto rows =
+        std::span(sequence.tokens).subspan(static_cast<size_t>(entry.first_position), static_cast<size_t>(entry.rows));
     const auto pages = std::span(sequence.pages).first(static_cast<size_t>(pages_for(end, page_tokens_)));
-    builder.add(rows, sequence.computed_tokens, pages, sequence.prompt_size(), entry.logit_rows, sequence.state_slot);
-    for (int64_t position = end - entry.logit_rows; position < end; ++position)
-      batch.sampling_rows.push_back(sequence.sampling_row(position));
+    builder.add(rows, entry.first_position, pages, sequence.prompt_size(), entry.logit_rows, sequence.state_slot);
+    for (int64_t position = end - entry.logit_rows; position < end; ++position) {
+      auto history = std::make_unique<std::vector<int32_t>>();
+      batch.sampling_rows.push_back(sequence.sampling_row(position, *history));
+      if (!history->empty()) batch.histories.push_back(std::move(history));
+    }
+    entry.chooses = sequence.samples() && end == sequence.size();
+    sequence.launched_tokens = end;
+    ++sequence.steps_under_way;
+    if (entry.chooses) sequence.tokens.push_back(future_token(sequence.state_slot));
     if (entry.prefill) {
       ++batch.prefill_sequences;
       batch.prefill_rows += entry.rows;
@@ -204,6 +241,7 @@ void Batcher::build_step(Batch& batch) {
 
 void Batcher::process(const Batch& batch, std::span<SampledToken> sampled) {
   PLAIT_ASSERT(sampled.size() == batch.sampling_rows.size(), "one sampled token for each row of logits");
+  --steps_under_way_;
   for (const Batch::Entry& entry : batch.entries) {
     const auto count = static_cast<size_t>(entry.logit_rows);
     process_entry(entry, sampled.first(count));
@@ -213,15 +251,17 @@ void Batcher::process(const Batch& batch, std::span<SampledToken> sampled) {
 
 void Batcher::process_entry(const Batch::Entry& entry, std::span<SampledToken> sampled) {
   Sequence& sequence = *entry.sequence;
-  const int64_t end = sequence.computed_tokens + entry.rows;
+  const int64_t end = entry.first_position + entry.rows;
+  --sequence.steps_under_way;
+  if (sequence.ended) return release_ended(sequence);
   if (std::any_of(sampled.begin(), sampled.end(), [](const SampledToken& token) { return token.not_finite; }))
     return fail_not_finite(sequence);
   take_prompt_logprobs(sequence, end - entry.logit_rows, sampled);
   sequence.computed_tokens = end;
   take_routed_experts(sequence);
   publish_rows(sequence, sequence.prompt_size());
+  if (entry.chooses) return take_token(sequence, end, sampled.back());
   if (end < sequence.size()) return;  // more chunks to come
-  if (sequence.samples()) return append_token(sequence, sampled.back());
   finish(sequence, {.kind = FinishKind::kLength});
 }
 
@@ -248,13 +288,15 @@ void Batcher::take_routed_experts(Sequence& sequence) {
   sequence.next_expert_position = end;
 }
 
-void Batcher::append_token(Sequence& sequence, SampledToken& token) {
+void Batcher::take_token(Sequence& sequence, int64_t position, SampledToken& token) {
+  PLAIT_ASSERT(position == sequence.known_tokens, "tokens become known in their order");
   RequestOutput& output = output_of(sequence);
   output.prompt_logprobs = std::exchange(sequence.prompt_logprobs, {});
   output.tokens.push_back({token.id, token.logprob, std::move(token.top), std::move(token.requested)});
-  sequence.tokens.push_back(token.id);
+  sequence.tokens[static_cast<size_t>(position)] = token.id;
+  ++sequence.known_tokens;
   ++totals_.generated_tokens;
-  if (auto end = sequence.finish_after_last_token()) finish(sequence, std::move(*end));
+  if (auto end = sequence.finish_after_known_tokens()) finish(sequence, std::move(*end));
 }
 
 // The news about a request that are not delivered yet.
@@ -289,11 +331,8 @@ void Batcher::finish(Sequence& sequence, Finish finish) {
 }
 
 void Batcher::fail_not_finite(Sequence& sequence) {
-  // Its rows may be bad: nobody else should find them.
-  RadixCache::Node* const prefix = sequence.prefix;
-  const int64_t position = sequence.output_size();
-  release_pages(sequence);
-  cache_.drop(prefix);
+  sequence.rows_are_bad = true;
+  const int64_t position = sequence.known_tokens - sequence.prompt_size();
   deliver_finish(sequence,
                  {.kind = FinishKind::kAbort,
                   .error = ErrorKind::kInternal,
@@ -308,11 +347,23 @@ void Batcher::deliver_finish(Sequence& sequence, Finish finish) {
   if (finish.kind != FinishKind::kAbort && !sequence.prompt_logprobs.empty())
     output.prompt_logprobs = std::move(sequence.prompt_logprobs);
   output.finish = std::move(finish);
-  release_pages(sequence);
   waiting_.erase(&sequence);
   std::erase(running_, &sequence);
   if (sequence.deadline) deadlines_.erase(&sequence);
-  sequences_.erase(RequestId{sequence.request.id});
+  const auto own = sequences_.find(sequence.request.id);
+  sequence.ended = true;
+  ended_.emplace(&sequence, std::move(own->second));
+  sequences_.erase(own);
+  release_ended(sequence);
+}
+
+// Pages that steps under way write to are nobody else's before they are done.
+void Batcher::release_ended(Sequence& sequence) {
+  if (sequence.steps_under_way > 0) return;
+  RadixCache::Node* const prefix = sequence.prefix;
+  release_pages(sequence);
+  if (sequence.rows_are_bad) cache_.drop(prefix);
+  ended_.erase(&sequence);
 }
 
 // Hands the complete pages of the first `tokens` computed tokens over to the prefix cache.
@@ -337,7 +388,7 @@ void Batcher::release_pages(Sequence& sequence) {
   free_state_slots_.push_back(sequence.state_slot);
   sequence.pages.clear();
   sequence.shared_pages = 0;
-  sequence.computed_tokens = 0;
+  sequence.computed_tokens = sequence.launched_tokens = 0;
   sequence.prefix = nullptr;
   sequence.state_slot = -1;
 }
@@ -348,7 +399,7 @@ void Batcher::allocate_pages(int64_t count, std::vector<int32_t>& pages) {
 }
 
 void Batcher::clear_cache() {
-  PLAIT_ASSERT(!has_work(), "the prefix cache is cleared while requests run");
+  PLAIT_ASSERT(idle(), "the prefix cache is cleared while requests run");
   cache_.clear();
 }
 
@@ -386,14 +437,21 @@ void Batcher::check_invariants() const {
   std::vector<bool> is_private(static_cast<size_t>(pool_.total()), false);
   std::vector<bool> slot_taken(static_cast<size_t>(options_.max_running_requests), false);
   int64_t private_pages = 0;
-  for (const Sequence* sequence : running_) {
+  std::vector<const Sequence*> holders(running_.begin(), running_.end());
+  for (const auto& [sequence, own] : ended_) holders.push_back(sequence);
+  for (const Sequence* sequence : holders) {
     PLAIT_ASSERT(sequence->prefix != nullptr && !waiting_.contains(const_cast<Sequence*>(sequence)),
                  "a running request is not set up");
     locked.push_back(sequence->prefix);
     const auto held = static_cast<int64_t>(sequence->pages.size());
-    PLAIT_ASSERT(sequence->shared_pages <= held && sequence->computed_tokens <= held * page_tokens_,
+    PLAIT_ASSERT(sequence->shared_pages <= held && sequence->launched_tokens <= held * page_tokens_,
                  "a running request has computed more than its pages hold");
-    PLAIT_ASSERT(sequence->computed_tokens < sequence->size(), "a running request has nothing to compute");
+    PLAIT_ASSERT(sequence->computed_tokens <= sequence->launched_tokens &&
+                     (sequence->pending_tokens() > 0 || sequence->steps_under_way > 0),
+                 "a running request has nothing to compute");
+    PLAIT_ASSERT(sequence->ended == (ended_.contains(const_cast<Sequence*>(sequence))) &&
+                     (!sequence->ended || sequence->steps_under_way > 0),
+                 "a request that has ended holds pages for nobody");
     for (size_t i = static_cast<size_t>(sequence->shared_pages); i < sequence->pages.size(); ++i, ++private_pages) {
       const auto page = static_cast<size_t>(sequence->pages[i]);
       PLAIT_ASSERT(!is_private[page], "two requests own the same KV page");
@@ -407,7 +465,7 @@ void Batcher::check_invariants() const {
     PLAIT_ASSERT(sequence->pages.empty() && sequence->prefix == nullptr, "a waiting request holds KV pages");
   PLAIT_ASSERT(pool_.free() + cache_.cached_pages() + private_pages == pool_.total(), "KV pages are lost or doubled");
   PLAIT_ASSERT(sequences_.size() == waiting_.size() + running_.size(), "a request is neither waiting nor running");
-  PLAIT_ASSERT(free_state_slots_.size() + running_.size() == slot_taken.size(), "state slots are lost or doubled");
+  PLAIT_ASSERT(free_state_slots_.size() + holders.size() == slot_taken.size(), "state slots are lost or doubled");
   PLAIT_ASSERT(std::is_sorted(running_.begin(), running_.end(), Precedence{options_.policy}),
                "running_ is out of order");
   cache_.check_invariants(locked);

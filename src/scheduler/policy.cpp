@@ -28,12 +28,12 @@ PrefillBudget PrefillBudget::beside(int64_t decode_rows, const SchedulerOptions&
 }
 
 int64_t logit_rows(const Sequence& sequence, int64_t rows) {
-  const int64_t end = sequence.computed_tokens + rows;
-  return std::max<int64_t>(end - std::max(sequence.first_logit_position(), sequence.computed_tokens), 0);
+  const int64_t end = sequence.launched_tokens + rows;
+  return std::max<int64_t>(end - std::max(sequence.first_logit_position(), sequence.launched_tokens), 0);
 }
 
 int64_t PrefillBudget::take(const Sequence& sequence) {
-  const int64_t without_logits = std::max<int64_t>(sequence.first_logit_position() - sequence.computed_tokens, 0);
+  const int64_t without_logits = std::max<int64_t>(sequence.first_logit_position() - sequence.launched_tokens, 0);
   // The one row that samples is always allowed; what needs bounding is the logits of whole prompts.
   const bool wants_many = sequence.pending_tokens() > without_logits + 1;
   int64_t taken = std::min(sequence.pending_tokens(), rows);

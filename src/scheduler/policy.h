@@ -41,7 +41,7 @@ struct PrefillBudget {
   int64_t take(const Sequence& sequence);
 };
 
-// Of the rows [computed_tokens, computed_tokens + rows) those at the end whose logits are wanted.
+// Of the rows [launched_tokens, launched_tokens + rows) those at the end whose logits are wanted.
 int64_t logit_rows(const Sequence& sequence, int64_t rows);
 
 // The share of its remaining max_new_tokens that a request is expected to use. Falls slowly while everything fits,

@@ -1,5 +1,6 @@
 #include "scheduler/scheduler.h"
 
+#include <deque>
 #include <unordered_set>
 
 #include "base/launch_region.h"
@@ -30,6 +31,10 @@ SchedulerOptions share_of(const SchedulerOptions& all, int dp, int ranks) {
   return own;
 }
 
+bool has_rows(const std::vector<Batch>& batches) {
+  return std::any_of(batches.begin(), batches.end(), [](const Batch& batch) { return batch.step.rows() > 0; });
+}
+
 const Error kAborted = cancelled("the request was aborted");
 const Error kStopped = cancelled("the engine is shutting down");
 
@@ -43,20 +48,26 @@ struct Scheduler::State {
       : options(options_), executor(executor_), sink(std::move(sink_)) {
     const int ranks = executor.dp_ranks();
     for (int dp = 0; dp < ranks; ++dp) {
+      const RunAhead run_ahead{.steps = most_under_way(), .future_tokens = executor.knows_future_tokens()};
       batchers.push_back(std::make_unique<Batcher>(share_of(options, dp, ranks), executor.kv_pages(),
-                                                   executor.page_tokens(), executor.routed_experts(dp)));
+                                                   executor.page_tokens(), executor.routed_experts(dp), run_ahead));
       step_logs.emplace_back(dp, ranks);
     }
     published = load();
   }
 
   // -- The run() thread
-  bool wait_for_work();
+  bool wait_for_work(bool steps_under_way);
+  void run_plain();
+  void run_ahead();
+  int most_under_way() const { return options.overlap ? executor.most_steps_under_way() : 1; }
   void take_inbox();
   void add(Request&& request, Clock::time_point now);
   std::vector<Batch> plan();
-  std::vector<std::vector<SampledToken>> execute(const std::vector<Batch>& batches);
-  void process(const std::vector<Batch>& batches, std::vector<std::vector<SampledToken>>& sampled);
+  template <typename Call>
+  auto guarded(const std::vector<Batch>& batches, Call&& call);
+  void launch(const std::vector<Batch>& batches);
+  void collect(const std::vector<Batch>& batches);
   SchedulerLoad load() const;
   bool has_work() const;
   void publish(uint64_t steps);
@@ -134,6 +145,8 @@ bool Scheduler::flush_cache() {
   const std::lock_guard batcher_lock(state_->batcher_mutex);
   const std::lock_guard lock(state_->mutex);
   if (!state_->live.empty()) return false;
+  const auto idle = [](const auto& batcher) { return batcher->idle(); };
+  if (!std::all_of(state_->batchers.begin(), state_->batchers.end(), idle)) return false;  // a step is under way
   for (const auto& batcher : state_->batchers) batcher->clear_cache();
   state_->published.kv_evictable_tokens = 0;
   return true;
@@ -160,14 +173,10 @@ void Scheduler::stop() {
 
 void Scheduler::run() {
   State& state = *state_;
-  while (state.wait_for_work()) {
-    const std::vector<Batch> batches = state.plan();
-    state.deliver();  // aborted requests hear of it before the step runs
-    if (std::all_of(batches.begin(), batches.end(), [](const Batch& batch) { return batch.step.rows() == 0; }))
-      continue;
-    std::vector<std::vector<SampledToken>> sampled = state.execute(batches);
-    state.process(batches, sampled);
-    state.deliver();
+  if (state.most_under_way() == 1) {
+    state.run_plain();
+  } else {
+    state.run_ahead();
   }
   {
     const std::lock_guard lock(state.batcher_mutex);
@@ -178,10 +187,44 @@ void Scheduler::run() {
   state.deliver();
 }
 
+// One step after the other: what run_ahead() must do, token for token.
+void Scheduler::State::run_plain() {
+  while (wait_for_work(/*steps_under_way=*/false)) {
+    const std::vector<Batch> batches = plan();
+    deliver();  // aborted requests hear of it before the step runs
+    if (!has_rows(batches)) continue;
+    launch(batches);
+    collect(batches);
+    deliver();
+  }
+}
+
+// The next step is made and launched while the last ones run.
+void Scheduler::State::run_ahead() {
+  std::deque<std::vector<Batch>> under_way;
+  const auto collect_oldest = [&] {
+    collect(under_way.front());
+    under_way.pop_front();
+    deliver();
+  };
+  while (wait_for_work(!under_way.empty())) {
+    std::vector<Batch> batches = plan();
+    deliver();
+    const bool launches = has_rows(batches);
+    if (launches) {
+      under_way.push_back(std::move(batches));
+      launch(under_way.back());
+    }
+    if (!under_way.empty() && (!launches || std::ssize(under_way) >= most_under_way())) collect_oldest();
+  }
+  while (!under_way.empty()) collect_oldest();
+}
+
 // False: stop.
-bool Scheduler::State::wait_for_work() {
-  about_to_block("waiting for requests");
+bool Scheduler::State::wait_for_work(bool steps_under_way) {
   std::unique_lock lock(mutex);
+  if (steps_under_way) return !stopping;
+  about_to_block("waiting for requests");
   wake.wait(lock, [this] { return stopping || !inbox.empty() || has_work(); });
   return !stopping;
 }
@@ -238,11 +281,11 @@ std::vector<Batch> Scheduler::State::plan() {
   return batches;
 }
 
-std::vector<std::vector<SampledToken>> Scheduler::State::execute(const std::vector<Batch>& batches) {
+// Calls the executor; what it throws ends the engine.
+template <typename Call>
+auto Scheduler::State::guarded(const std::vector<Batch>& batches, Call&& call) {
   try {
-    std::vector<StepCall> calls;
-    for (const Batch& batch : batches) calls.push_back({&batch.step, batch.sampling_rows});
-    return executor.execute(calls);
+    return call();
   } catch (const std::exception& failure) {
     for (const Batch& batch : batches)
       log::error("step {} ({} rows of {} requests) failed: {}", batch.step.sequence_number, batch.step.rows(),
@@ -253,7 +296,14 @@ std::vector<std::vector<SampledToken>> Scheduler::State::execute(const std::vect
   }
 }
 
-void Scheduler::State::process(const std::vector<Batch>& batches, std::vector<std::vector<SampledToken>>& sampled) {
+void Scheduler::State::launch(const std::vector<Batch>& batches) {
+  std::vector<StepCall> calls;
+  for (const Batch& batch : batches) calls.push_back({&batch.step, batch.sampling_rows});
+  guarded(batches, [&] { executor.launch(calls); });
+}
+
+void Scheduler::State::collect(const std::vector<Batch>& batches) {
+  std::vector<std::vector<SampledToken>> sampled = guarded(batches, [&] { return executor.collect(); });
   const std::lock_guard lock(batcher_mutex);
   for (size_t dp = 0; dp < batches.size(); ++dp)
     if (batches[dp].step.rows() > 0) batchers[dp]->process(batches[dp], sampled[dp]);

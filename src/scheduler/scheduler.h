@@ -36,6 +36,9 @@ struct SchedulerOptions {
   // generate. Less: larger batches and more retractions.
   double conservativeness = 1;
   int64_t context_tokens = 0;  // longest prompt + output
+  // Steps are made and launched while others run, where the executor can; --disable-overlap-schedule clears it. Tokens
+  // are the same.
+  bool overlap = true;
 };
 
 // A snapshot for /get_load, /metrics and the log.

@@ -6,6 +6,7 @@ Sequence::Sequence(Request&& request_, uint64_t arrival_, Clock::time_point now)
     : request(std::move(request_)), arrival(arrival_), tokens(request.prompt_ids) {
   if (request.time_limit) deadline = now + *request.time_limit;
   tokens.insert(tokens.end(), request.output_ids.begin(), request.output_ids.end());
+  known_tokens = size();
   if (!request.sampling.ignore_eos) end_ids = request.eos_token_ids;
   end_ids.insert(end_ids.end(), request.sampling.stop_token_ids.begin(), request.sampling.stop_token_ids.end());
   next_expert_position = request.routed_experts_start;
@@ -16,7 +17,8 @@ Sequence::Sequence(Request&& request_, uint64_t arrival_, Clock::time_point now)
 
 bool Sequence::wants_prompt_logprobs() const {
   // A request that goes on after earlier outputs got them with the first one.
-  return request.return_logprob && request.logprob_start >= 0 && request.output_ids.empty() && output_size() == 0;
+  return request.return_logprob && request.logprob_start >= 0 && request.output_ids.empty() &&
+         known_tokens == prompt_size();
 }
 
 int64_t Sequence::first_logit_position() const {
@@ -34,14 +36,16 @@ std::vector<RowKey> Sequence::row_keys(int64_t begin, int64_t end) const {
   return keys;
 }
 
-std::optional<Finish> Sequence::finish_after_last_token() const {
-  if (output_size() > 0 && std::find(end_ids.begin(), end_ids.end(), tokens.back()) != end_ids.end())
-    return Finish{.kind = FinishKind::kStop, .matched_token = tokens.back()};
-  if (remaining_tokens() <= 0) return Finish{.kind = FinishKind::kLength};
+std::optional<Finish> Sequence::finish_after_known_tokens() const {
+  const int64_t outputs = known_tokens - prompt_size();
+  const int32_t newest = tokens[static_cast<size_t>(known_tokens - 1)];
+  if (outputs > 0 && std::find(end_ids.begin(), end_ids.end(), newest) != end_ids.end())
+    return Finish{.kind = FinishKind::kStop, .matched_token = newest};
+  if (outputs >= request.sampling.max_new_tokens) return Finish{.kind = FinishKind::kLength};
   return std::nullopt;
 }
 
-SamplingRow Sequence::sampling_row(int64_t position) const {
+SamplingRow Sequence::sampling_row(int64_t position, std::vector<int32_t>& history) const {
   SamplingRow row;
   if (request.return_logprob) {
     row.top_logprobs = request.top_logprobs;
@@ -51,9 +55,13 @@ SamplingRow Sequence::sampling_row(int64_t position) const {
     row.target_id = tokens[static_cast<size_t>(position + 1)];
   } else if (samples()) {
     row.params = &request.sampling;
-    row.prompt_ids = prompt();
-    row.output_ids = outputs();
+    row.prompt_ids = request.prompt_ids;
     row.output_index = output_size();
+    if (request.sampling.penalises_output()) {
+      history.assign(tokens.begin() + prompt_size(), tokens.begin() + known_tokens);
+      row.output_ids = history;
+      if (known_tokens < size()) row.newest_id = tokens.back();
+    }
     row.end_ids = end_ids;
     row.want_logprob = request.return_logprob;
   }

@@ -80,14 +80,14 @@ void describe_hosts(IO& io, M& m) {
 template <typename IO, typename M>
 void describe_engine_options(IO& io, M& m) {
   auto& [model_path, config_overrides, dummy_weights, dtype, implementation, threads, page_tokens, mem_fraction_static,
-         max_total_tokens, max_running_requests, chunked_prefill_tokens, context_tokens, keep_routed_experts, parallel,
-         hosts] = m;
+         max_total_tokens, max_running_requests, chunked_prefill_tokens, context_tokens, keep_routed_experts, overlap,
+         parallel, hosts] = m;
   io(model_path);
   io.json(config_overrides);
   fields(io, dummy_weights, dtype);
   io.enumerator(implementation, kernels::Implementation::kFast);
   fields(io, threads, page_tokens, mem_fraction_static, max_total_tokens, max_running_requests, chunked_prefill_tokens,
-         context_tokens, keep_routed_experts);
+         context_tokens, keep_routed_experts, overlap);
   describe_parallel(io, parallel);
   describe_hosts(io, hosts);
 }
@@ -95,10 +95,10 @@ void describe_engine_options(IO& io, M& m) {
 template <typename IO, typename M>
 void describe_scheduler_options(IO& io, M& m) {
   auto& [max_running_requests, max_queued_requests, chunked_prefill_tokens, prompt_logprob_rows, radix_cache, policy,
-         conservativeness, context_tokens] = m;
+         conservativeness, context_tokens, overlap] = m;
   fields(io, max_running_requests, max_queued_requests, chunked_prefill_tokens, prompt_logprob_rows, radix_cache);
   io.enumerator(policy, SchedulePolicy::kPriority);
-  fields(io, conservativeness, context_tokens);
+  fields(io, conservativeness, context_tokens, overlap);
 }
 
 template <typename IO, typename M>

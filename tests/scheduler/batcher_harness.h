@@ -1,7 +1,9 @@
 // Drives a Batcher with the fake model, one step at a time, and checks everything after each.
 #pragma once
 
+#include <deque>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -23,8 +25,11 @@ class BatcherHarness {
     int64_t finished_at_step = -1;
   };
 
-  BatcherHarness(const SchedulerOptions& options, int64_t pages, int64_t page_tokens)
-      : options_(options), model(pages, page_tokens), batcher(options, pages, page_tokens) {}
+  BatcherHarness(const SchedulerOptions& options, int64_t pages, int64_t page_tokens, RunAhead ahead = {})
+      : options_(options),
+        ahead_(ahead),
+        model(pages, page_tokens, ahead),
+        batcher(options, pages, page_tokens, /*routed_experts=*/nullptr, ahead) {}
 
   void add(Request request, Clock::time_point now = {}) {
     ASSERT_FALSE(batcher.check(request).has_error()) << batcher.check(request).error().message;
@@ -33,21 +38,34 @@ class BatcherHarness {
     listen();
   }
 
-  // One iteration, if there is work. Returns its step.
+  // One iteration, if there is work: launches a step, and takes the results of the oldest once as many as may be are
+  // under way. Returns the step.
   Step step() {
-    Batch batch = batcher.plan();
-    check_batch(batch);
+    auto batch = std::make_unique<Batch>(batcher.plan());
+    check_batch(*batch);
     batcher.check_invariants();
     listen();
-    if (batch.step.rows() == 0) return {};
-    auto sampled = model.execute(batch.step, batch.sampling_rows);
-    batcher.process(batch, sampled);
+    Step step = batch->step;
+    const bool launches = step.rows() > 0;
+    if (launches) {
+      const StepCall call{&batch->step, batch->sampling_rows};
+      model.launch({&call, 1});
+      ran_ahead += !under_way_.empty();
+      under_way_.push_back(std::move(batch));
+    }
+    if (!under_way_.empty() && (!launches || std::ssize(under_way_) >= ahead_.steps)) process_oldest();
+    return step;
+  }
+
+  void process_oldest() {
+    auto sampled = model.collect();
+    batcher.process(*under_way_.front(), sampled.front());
+    under_way_.pop_front();
     ++steps;
     batcher.check_invariants();
     const SchedulerLoad load = batcher.load();
     EXPECT_LE(load.kv_used_tokens + load.kv_evictable_tokens, load.kv_tokens);
     listen();
-    return batch.step;
   }
 
   void run_until_idle(int64_t most_steps = 100'000) {
@@ -57,6 +75,7 @@ class BatcherHarness {
 
   // Everything heard is what the request alone would have got.
   void check_all() {
+    while (!under_way_.empty()) process_oldest();
     for (const auto& [id, one] : heard) {
       ASSERT_TRUE(one.finish) << "request " << id << " was lost";
       const ExpectedRun expected = expected_run(one.request);
@@ -105,12 +124,15 @@ class BatcherHarness {
   }
 
   const SchedulerOptions options_;
+  const RunAhead ahead_;
+  std::deque<std::unique_ptr<Batch>> under_way_;
 
  public:
   FakeModel model;
   Batcher batcher;
   std::map<RequestId, Heard> heard;
   int64_t steps = 0;
+  int64_t ran_ahead = 0;  // steps that were launched while another was under way
 };
 
 }  // namespace plait

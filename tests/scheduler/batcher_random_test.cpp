@@ -10,7 +10,7 @@ namespace {
 
 struct Totals {
   int64_t workloads = 0, requests = 0, steps = 0, tokens = 0, retractions = 0, hits = 0, aborted = 0, resumed = 0,
-          mixed_steps = 0;
+          mixed_steps = 0, ran_ahead = 0;
 };
 
 class RandomWorkload {
@@ -26,6 +26,8 @@ class RandomWorkload {
     options_.radix_cache = below(5) != 0;
     options_.policy = below(2) == 0 ? SchedulePolicy::kFirstCome : SchedulePolicy::kPriority;
     options_.conservativeness = below(3) == 0 ? 1 : 0;
+    constexpr RunAhead kAhead[] = {{1, false}, {2, true}, {2, false}, {4, false}};
+    ahead_ = kAhead[below(4)];
     for (auto& prompt : families_) {
       prompt.resize(static_cast<size_t>(4 + below(60)));
       for (int32_t& id : prompt) id = token();
@@ -33,7 +35,7 @@ class RandomWorkload {
   }
 
   void run(Totals& totals) {
-    BatcherHarness harness(options_, pages_, page_tokens_);
+    BatcherHarness harness(options_, pages_, page_tokens_, ahead_);
     const int64_t requests = 3 + below(30);
     const int64_t gap = below(3) == 0 ? 1 : 1 + below(12);  // of arrivals, in steps
     RequestId next = 0;
@@ -53,6 +55,7 @@ class RandomWorkload {
     ++totals.workloads;
     totals.requests += requests;
     totals.steps += harness.steps;
+    totals.ran_ahead += harness.ran_ahead;
     totals.tokens += static_cast<int64_t>(load.generated_tokens);
     totals.retractions += static_cast<int64_t>(load.retractions);
     totals.hits += static_cast<int64_t>(load.cached_prompt_tokens);
@@ -83,6 +86,8 @@ class RandomWorkload {
     const int64_t room = capacity - prompt;
     request.sampling.max_new_tokens = below(12) == 0 ? room : std::min(room, below(40));
     request.sampling.seed = random_();
+    if (below(4) == 0) request.sampling.frequency_penalty = 0.5;
+    if (below(6) == 0) request.sampling.repetition_penalty = 1.25;
     request.sampling.ignore_eos = below(3) == 0;
     for (int64_t i = below(3); i > 0; --i) request.eos_token_ids.push_back(token());
     if (below(4) == 0) request.sampling.stop_token_ids.push_back(token());
@@ -110,6 +115,7 @@ class RandomWorkload {
 
   std::mt19937_64 random_;
   SchedulerOptions options_;
+  RunAhead ahead_;
   int64_t pages_ = 0, page_tokens_ = 0;
   std::array<std::vector<int32_t>, 3> families_;
   int64_t resumed_ = 0;
@@ -123,13 +129,15 @@ TEST(BatcherRandom, EveryRequestGetsWhatItGetsAlone) {
     RandomWorkload(seed).run(totals);
   }
   std::printf(
-      "%ld workloads: %ld requests (%ld resumed, %ld aborted or expired), %ld steps (%ld mixed), %ld tokens, %ld "
+      "%ld workloads: %ld requests (%ld resumed, %ld aborted or expired), %ld steps (%ld mixed, %ld launched while "
+      "another was under way), %ld tokens, %ld "
       "retractions, %ld prompt tokens from the prefix cache\n",
       totals.workloads, totals.requests, totals.resumed, totals.aborted, totals.steps, totals.mixed_steps,
-      totals.tokens, totals.retractions, totals.hits);
+      totals.ran_ahead, totals.tokens, totals.retractions, totals.hits);
   EXPECT_GT(totals.retractions, 100);
   EXPECT_GT(totals.hits, 1000);
   EXPECT_GT(totals.resumed, 100);
+  EXPECT_GT(totals.ran_ahead, 1000);
 }
 
 }  // namespace

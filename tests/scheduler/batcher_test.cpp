@@ -383,7 +383,7 @@ TEST(Batcher, DeadlinesCountWaitingAndRunning) {
 TEST(Batcher, ARequestWithoutFiniteLogitsFailsAlone) {
   BatcherHarness harness({}, 100, 4);
   harness.model.is_not_finite = [](const SamplingRow& row) {
-    return row.params != nullptr && row.params->seed == 2 && row.output_ids.size() == 3;
+    return row.params != nullptr && row.params->seed == 2 && row.output_index == 3;
   };
   for (RequestId id = 1; id <= 3; ++id) {
     Request request = request_of(id, 10, 8, static_cast<int32_t>(id) * 20);

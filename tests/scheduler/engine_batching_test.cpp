@@ -1,6 +1,8 @@
 // The scheduler over the real engine with the demo model: a request's tokens and their logprobs, to the last bit, are
 // those that it gets alone, whatever runs beside it, however its prompt is cut, found in the cache or computed again;
 // so are the experts that were chosen for all its tokens.
+#include <deque>
+
 #include <gtest/gtest.h>
 
 #include "base/log.h"
@@ -12,7 +14,8 @@
 namespace plait {
 namespace {
 
-std::unique_ptr<Engine> demo_engine(const std::string& dtype, int64_t page_tokens, int64_t kv_tokens) {
+std::unique_ptr<Engine> demo_engine(const std::string& dtype, int64_t page_tokens, int64_t kv_tokens,
+                                    const ParallelConfig& parallel = {}) {
   log::initialise(log::Level::kWarning, "");
   EngineOptions options;
   options.model_path = testing::golden_path("demo-fp8").string();
@@ -21,6 +24,7 @@ std::unique_ptr<Engine> demo_engine(const std::string& dtype, int64_t page_token
   options.page_tokens = page_tokens;
   options.max_total_tokens = kv_tokens;
   options.keep_routed_experts = true;
+  options.parallel = parallel;
   auto engine = Engine::create(options);
   EXPECT_TRUE(engine.has_value()) << engine.error().message;
   return std::move(engine).value();
@@ -53,12 +57,28 @@ std::vector<Request> requests() {
 
 using Outputs = std::map<RequestId, RequestOutput>;
 
-void run(Engine& engine, Batcher& batcher, Outputs& outputs) {
+RunAhead run_ahead_of(const Engine& engine) {
+  return {.steps = engine.most_steps_under_way(), .future_tokens = engine.knows_future_tokens()};
+}
+
+// Steps that were launched while another was under way.
+int64_t run(Engine& engine, Batcher& batcher, Outputs& outputs, int most_under_way = 1) {
   const std::vector<Request> sent = requests();
-  while (batcher.has_work()) {
-    const Batch batch = batcher.plan();
-    auto sampled = engine.execute(batch.step, batch.sampling_rows);
-    batcher.process(batch, sampled);
+  std::deque<std::unique_ptr<Batch>> under_way;
+  int64_t ahead = 0;
+  while (batcher.has_work() || !under_way.empty()) {
+    auto batch = std::make_unique<Batch>(batcher.plan());
+    const bool launches = batch->step.rows() > 0;
+    if (launches) {
+      const StepCall call{&batch->step, batch->sampling_rows};
+      engine.launch({&call, 1});
+      ahead += !under_way.empty();
+      under_way.push_back(std::move(batch));
+      if (std::ssize(under_way) < most_under_way) continue;
+    }
+    auto sampled = engine.collect();
+    batcher.process(*under_way.front(), sampled.front());
+    under_way.pop_front();
     batcher.check_invariants();
     for (RequestOutput& news : batcher.take_outputs()) {
       RequestOutput& all = outputs[news.id];
@@ -68,11 +88,12 @@ void run(Engine& engine, Batcher& batcher, Outputs& outputs) {
       all.routed_experts.ids += news.routed_experts.ids;
       // With a token come all rows before it.
       if (const Request& request = sent.at(news.id); request.return_routed_experts && !news.tokens.empty())
-        ASSERT_EQ(all.routed_experts.count,
+        EXPECT_EQ(all.routed_experts.count,
                   std::ssize(request.prompt_ids) + std::ssize(all.tokens) - 1 - request.routed_experts_start);
       if (news.finish) all.finish = std::move(news.finish);
     }
   }
+  return ahead;
 }
 
 void expect_equal(const Outputs& alone, const Outputs& crowded, const std::string& what) {
@@ -133,6 +154,36 @@ TEST_P(EngineBatching, TokensAreThoseOfTheRequestAlone) {
     std::printf("%s, %s: %lu requests, %lu retractions, %lu of %lu prompt tokens from the cache, %ld rows of experts\n",
                 GetParam(), crowd.what, crowd.rounds * requests().size(), load.retractions, load.cached_prompt_tokens,
                 load.prompt_tokens, crowd.rounds * expert_rows);
+  }
+}
+
+// Steps that are launched while others run, on one rank, two, and a pipeline of two stages.
+TEST_P(EngineBatching, RunningAheadChangesNothing) {
+  const ParallelConfig configs[] = {{}, {.tp_size = 2, .ep_size = 2}, {.pp_size = 2}, {.pp_size = 3}};
+  for (const ParallelConfig& config : configs) {
+    Outputs plain;
+    const auto engine = demo_engine(GetParam(), 4, 4096, config);
+    Batcher batcher({}, engine->kv_pages(), engine->page_tokens(), engine->routed_experts(0));
+    for (Request& request : requests()) batcher.add(std::move(request), {});
+    run(*engine, batcher, plain);
+
+    const SchedulerOptions options[] = {
+        {}, {.chunked_prefill_tokens = 5}, {.chunked_prefill_tokens = 64, .radix_cache = false, .conservativeness = 0}};
+    const int64_t kv_tokens[] = {4096, 4096, 180};
+    for (size_t i = 0; i < std::size(options); ++i) {
+      SCOPED_TRACE(to_flags(config) + ", case " + std::to_string(i));
+      const auto other = demo_engine(GetParam(), 4, kv_tokens[i], config);
+      const RunAhead ahead = run_ahead_of(*other);
+      ASSERT_GT(ahead.steps, 1);
+      Batcher running_ahead(options[i], other->kv_pages(), other->page_tokens(), other->routed_experts(0), ahead);
+      Outputs outputs;
+      for (Request& request : requests()) running_ahead.add(std::move(request), {});
+      const int64_t launched_ahead = run(*other, running_ahead, outputs, ahead.steps);
+      expect_equal(plain, outputs, "running ahead");
+      EXPECT_GT(launched_ahead, 10);
+      std::printf("%s, %s: %ld steps were launched while others ran, %lu retractions\n", GetParam(),
+                  to_flags(config).c_str(), launched_ahead, running_ahead.load().retractions);
+    }
   }
 }
 

@@ -33,10 +33,16 @@ float logprob_of(uint64_t prefix, int32_t id) {
 SampledToken choose(uint64_t prefix, const SamplingRow& row) {
   SampledToken token;
   if (row.params != nullptr) {
-    uint64_t hash = mix(mix(prefix, row.params->seed), row.output_ids.size());
-    hash = mix(hash, mix(hash_of(row.prompt_ids), hash_of(row.output_ids)));
+    uint64_t hash = mix(mix(prefix, row.params->seed), static_cast<uint64_t>(row.output_index));
+    if (row.params->penalises_prompt()) hash = mix(hash, hash_of(row.prompt_ids));
+    if (row.params->penalises_output()) {
+      std::vector<int32_t> outputs(row.output_ids.begin(), row.output_ids.end());
+      if (row.newest_id != kNoToken) outputs.push_back(row.newest_id);
+      PLAIT_ASSERT(std::ssize(outputs) == row.output_index, "a penalty sees all outputs");
+      hash = mix(hash, hash_of(outputs));
+    }
     token.id = static_cast<int32_t>(hash % FakeModel::kVocab);
-    const bool masked = static_cast<int64_t>(row.output_ids.size()) < row.params->min_new_tokens;
+    const bool masked = row.output_index < row.params->min_new_tokens;
     while (masked && std::find(row.end_ids.begin(), row.end_ids.end(), token.id) != row.end_ids.end())
       token.id = (token.id + 1) % FakeModel::kVocab;
   }
@@ -108,6 +114,33 @@ std::vector<SampledToken> FakeModel::execute(const Step& step, std::span<const S
   return tokens;
 }
 
+void FakeModel::launch(std::span<const StepCall> of_dp_ranks) {
+  PLAIT_ASSERT(of_dp_ranks.size() == 1, "the fake is one data-parallel rank");
+  launched_.push_back(of_dp_ranks.front());
+  PLAIT_ASSERT(std::ssize(launched_) <= ahead_.steps, "more steps are under way than were promised");
+}
+
+// As late as can be: whatever was planned meanwhile did not know what this step finds.
+std::vector<std::vector<SampledToken>> FakeModel::collect() {
+  const StepCall call = launched_.front();
+  launched_.pop_front();
+  const auto known = [&](int32_t id) { return is_future(id) ? chosen_.at(state_slot_of(id)) : id; };
+  Step step = *call.step;
+  for (int32_t& id : step.token_ids) id = known(id);
+  std::vector<SamplingRow> rows(call.rows.begin(), call.rows.end());
+  for (SamplingRow& row : rows)
+    if (row.newest_id != kNoToken) row.newest_id = known(row.newest_id);
+  std::vector<SampledToken> sampled = execute(step, rows);
+  chosen_.clear();
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (rows[i].params == nullptr) continue;
+    for (const StepSequence& sequence : step.sequences)
+      if (step.logit_rows[i] == sequence.row_begin + sequence.row_count - 1)
+        chosen_[sequence.state_slot] = sampled[i].id;
+  }
+  return {std::move(sampled)};
+}
+
 ExpectedRun expected_run(const Request& request) {
   ExpectedRun run;
   const auto prompt = static_cast<int64_t>(request.prompt_ids.size());
@@ -144,6 +177,7 @@ ExpectedRun expected_run(const Request& request) {
       sampling.params = &request.sampling;
       sampling.prompt_ids = request.prompt_ids;
       sampling.output_ids = std::span(tokens).subspan(static_cast<size_t>(prompt));
+      sampling.output_index = std::ssize(sampling.output_ids);
       sampling.end_ids = end_ids;
       sampling.want_logprob = request.return_logprob;
       const SampledToken token = choose(prefix, sampling);

@@ -8,11 +8,14 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "engine/engine.h"
+#include "scheduler/batcher.h"
 #include "scheduler/request.h"
 
 namespace plait {
@@ -21,11 +24,18 @@ class FakeModel : public StepExecutor {
  public:
   static constexpr int32_t kVocab = 97;
 
-  FakeModel(int64_t pages, int64_t page_tokens)
-      : pages_(pages), page_tokens_(page_tokens), rows_(static_cast<size_t>(pages * page_tokens), 0xBAD) {}
+  FakeModel(int64_t pages, int64_t page_tokens, RunAhead ahead = {})
+      : pages_(pages),
+        page_tokens_(page_tokens),
+        ahead_(ahead),
+        rows_(static_cast<size_t>(pages * page_tokens), 0xBAD) {}
 
   // Also asserts what a step must never do: write a page that another sequence of the step sees.
   std::vector<SampledToken> execute(const Step& step, std::span<const SamplingRow> rows) override;
+  void launch(std::span<const StepCall> of_dp_ranks) override;
+  std::vector<std::vector<SampledToken>> collect() override;
+  int most_steps_under_way() const override { return ahead_.steps; }
+  bool knows_future_tokens() const override { return ahead_.future_tokens; }
   int64_t kv_pages() const override { return pages_; }
   int64_t page_tokens() const override { return page_tokens_; }
 
@@ -41,7 +51,10 @@ class FakeModel : public StepExecutor {
 
   const int64_t pages_;
   const int64_t page_tokens_;
+  const RunAhead ahead_;
   std::vector<uint64_t> rows_;  // [pages, page_tokens]
+  std::deque<StepCall> launched_;
+  std::map<int32_t, int32_t> chosen_;  // by the last step, of each state slot
   int64_t rows_computed_ = 0;
 };
 

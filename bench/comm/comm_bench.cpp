@@ -215,7 +215,7 @@ void bench_exchange(Communicator& comm) {
       results.resize(static_cast<size_t>(rows.rows * options.hidden), 1.0F);
       check(comm.barrier("line up"));
       begin = Clock::now();
-      check(exchange->start_combine("combine", {results.data(), rows.rows, options.hidden}));
+      check(exchange->start_combine("combine", {results.data(), rows.rows, options.hidden}, rows.expert_first_row));
       check(exchange->finish_combine(weights, {out.data(), tokens, options.hidden}));
       combine.push_back(seconds_since(begin));
     }

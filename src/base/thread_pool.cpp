@@ -5,6 +5,7 @@
 #include <sched.h>
 
 #include "base/assert.h"
+#include "base/pause.h"
 
 namespace plait {
 namespace {
@@ -12,13 +13,8 @@ namespace {
 // About 50 us: longer than the gap between the operations of a step, shorter than anybody notices at the end of one.
 constexpr int kSpins = 20000;
 
-void pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
+// Of State::entrance: the loop in hand can be entered; below it the number of helpers inside.
+constexpr uint32_t kOpen = uint32_t{1} << 31;
 
 }  // namespace
 
@@ -40,14 +36,14 @@ struct ThreadPool::State {
       generation.wait(seen, std::memory_order_acquire);
       seen = generation.load(std::memory_order_acquire);
       if (stopping) return;
-      work(member);
-      busy.fetch_sub(1, std::memory_order_release);
+      if ((entrance.fetch_add(1, std::memory_order_acquire) & kOpen) != 0) work(member);
+      entrance.fetch_sub(1, std::memory_order_release);
     }
   }
 
   const int size;
   std::vector<std::thread> threads;
-  // The loop in hand; written by the owner before `generation` rises, read by helpers after they saw it rise.
+  // The loop in hand; written by the owner before the entrance opens, read by helpers that found it open.
   int64_t count = 0;
   int64_t grain = 1;
   void* context = nullptr;
@@ -55,7 +51,7 @@ struct ThreadPool::State {
   bool stopping = false;
   alignas(64) std::atomic<uint64_t> generation{0};
   alignas(64) std::atomic<int64_t> next{0};
-  alignas(64) std::atomic<int> busy{0};
+  alignas(64) std::atomic<uint32_t> entrance{0};
 };
 
 ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>(threads > 0 ? threads : usable_cores())) {
@@ -87,12 +83,14 @@ void ThreadPool::run(int64_t count, int64_t grain, void* context, Call call) {
   state.context = context;
   state.call = call;
   state.next.store(0, std::memory_order_relaxed);
-  state.busy.store(state.size - 1, std::memory_order_relaxed);
+  state.entrance.fetch_or(kOpen, std::memory_order_release);
   state.generation.fetch_add(1, std::memory_order_release);
   state.generation.notify_all();
   state.work(0);
-  // Every helper must have left the loop before its context dies. They are at most one chunk behind.
-  for (int spin = 0; state.busy.load(std::memory_order_acquire) != 0; ++spin) {
+  // Every helper must have left the loop before its context dies. One that has not come yet stays outside: on a busy
+  // machine it may have no core for milliseconds. Those inside are at most one chunk behind.
+  state.entrance.fetch_and(~kOpen, std::memory_order_relaxed);
+  for (int spin = 0; state.entrance.load(std::memory_order_acquire) != 0; ++spin) {
     if (spin < kSpins)
       pause();
     else

@@ -32,9 +32,6 @@ const std::string& Communicator::group_name() const {
 int Communicator::world_rank(int member) const {
   return group_->ranks()[static_cast<size_t>(member)];
 }
-bool Communicator::spans_processes() const {
-  return group_->spans_processes();
-}
 std::span<const Traffic> Communicator::traffic() const {
   return seat_->traffic;
 }
@@ -245,7 +242,7 @@ Status Communicator::all_to_all_start(std::string_view name, const void* in, std
   call.counts = send_counts.data();
   PLAIT_RETURN_IF_ERROR(group_->publish(*seat_, name, call, -1));
   seat_->in_all_to_all = true;
-  return {};
+  return group_->send_early(*seat_);
 }
 
 Result<std::span<const Communicator::Piece>> Communicator::all_to_all_pieces() {
@@ -260,6 +257,12 @@ Result<std::span<const Communicator::Piece>> Communicator::all_to_all_pieces() {
     seat_->pieces[static_cast<size_t>(member)] = {group_->block_data(*seat_, member), block.bytes / element};
   }
   return std::span<const Piece>(seat_->pieces);
+}
+
+void Communicator::all_to_all_abandon(std::string reason) {
+  cancel(std::move(reason));
+  seat_->in_all_to_all = false;
+  group_->leave(*seat_);
 }
 
 Status Communicator::all_to_all_finish() {

@@ -45,7 +45,6 @@ class Communicator {
   int size() const;  // members
   const std::string& group_name() const;
   int world_rank(int member) const;  // the world's number of a member
-  bool spans_processes() const;
   // Of this member's calls so far, in the order of their first ones.
   std::span<const Traffic> traffic() const;
 
@@ -86,6 +85,7 @@ class Communicator {
   Status all_to_all_start(std::string_view name, const void* in, std::span<const int64_t> send_counts, DType dtype);
   Result<std::span<const Piece>> all_to_all_pieces();  // [size]: what each member sent here
   Status all_to_all_finish();
+  void all_to_all_abandon(std::string reason);  // instead of finish: cancels; nobody reads `in` afterwards
 
   // Between two members, in order. send copies and returns unless eight messages to this member are on their way.
   // dtype, count and name of both sides agree.

@@ -111,7 +111,7 @@ ExpertExchange::ExpertExchange(const ExpertExchangeOptions& options, Communicato
   const auto ranks = static_cast<size_t>(comm.size());
   outgoing_.resize(ranks);
   send_bytes_.resize(ranks);
-  entry_rows_.resize(ranks);
+  entries_.resize(ranks);
   first_row_.resize(static_cast<size_t>(local_experts_));
   row_count_.resize(static_cast<size_t>(local_experts_));
   if (options_.capacity_tokens == 0) return;
@@ -121,7 +121,10 @@ ExpertExchange::ExpertExchange(const ExpertExchangeOptions& options, Communicato
   reserve(scales_, sizes.scales);
 }
 
-ExpertExchange::~ExpertExchange() = default;
+ExpertExchange::~ExpertExchange() {
+  if (stage_ == Stage::kDispatching || stage_ == Stage::kCombining)
+    comm_.all_to_all_abandon("a rank ended in the middle of an expert exchange");
+}
 
 Status ExpertExchange::expect(Stage stage, std::string_view call) const {
   static constexpr std::array<std::string_view, 4> kNext = {"start_dispatch", "finish_dispatch", "start_combine",
@@ -211,22 +214,9 @@ void ExpertExchange::write_messages(ConstRows tokens) {
   }
 }
 
-Status ExpertExchange::start(std::string_view name) {
-  PLAIT_RETURN_IF_ERROR(comm_.all_to_all_start(name, send_.data(), send_bytes_, DType::kU8));
-  // Between threads the receiver reads the sender's memory when it needs it; what crosses processes needs a push.
-  if (comm_.spans_processes()) arriving_ = std::async(std::launch::async, [this] { return comm_.all_to_all_pieces(); });
-  return {};
-}
-
-Result<std::span<const Communicator::Piece>> ExpertExchange::pieces() {
-  return arriving_.valid() ? arriving_.get() : comm_.all_to_all_pieces();
-}
-
 // Nobody can go on; returns when no other rank reads this one's messages.
 Error ExpertExchange::abandon(Error error) {
-  comm_.cancel(error.message);
-  if (arriving_.valid()) arriving_.wait();
-  (void)comm_.all_to_all_finish();
+  comm_.all_to_all_abandon(error.message);
   return error;
 }
 
@@ -238,12 +228,12 @@ Status ExpertExchange::start_dispatch(std::string_view name, ExchangeForm form, 
   form_ = form;
   plan_messages(tokens, experts);
   write_messages(tokens);
-  PLAIT_RETURN_IF_ERROR(start(name));
+  PLAIT_RETURN_IF_ERROR(comm_.all_to_all_start(name, send_.data(), send_bytes_, DType::kU8));
   stage_ = Stage::kDispatching;
   return {};
 }
 
-// Fills entry_rows_ with positions inside the expert, row_count_, first_row_ and rows_.
+// Fills entries_, row_count_, first_row_ and rows_.
 Status ExpertExchange::read_counts(std::span<const Communicator::Piece> pieces) {
   std::fill(row_count_.begin(), row_count_.end(), 0);
   for (size_t rank = 0; rank < pieces.size(); ++rank) {
@@ -257,14 +247,14 @@ Status ExpertExchange::read_counts(std::span<const Communicator::Piece> pieces) 
                                  comm_.world_rank(static_cast<int>(rank)), piece.count));
     const auto* entries =
         reinterpret_cast<const Entry*>(piece.data + layout_of(options_, header.rows, header.entries).entries_at);
-    auto& rows = entry_rows_[rank];
-    rows.resize(static_cast<size_t>(header.entries));
-    for (size_t i = 0; i < rows.size(); ++i) {
+    auto& received = entries_[rank];
+    received.resize(static_cast<size_t>(header.entries));
+    for (size_t i = 0; i < received.size(); ++i) {
       const Entry& entry = entries[i];
       if (entry.expert < 0 || entry.expert >= local_experts_ || entry.row < 0 || entry.row >= header.rows)
         return corrupt(fmt::format("expert exchange: rank {} sent an entry for expert {} that does not live here",
                                    comm_.world_rank(static_cast<int>(rank)), entry.expert));
-      rows[i] = row_count_[static_cast<size_t>(entry.expert)]++;
+      received[i] = {entry.expert, row_count_[static_cast<size_t>(entry.expert)]++};
     }
   }
   const int64_t room = options_.capacity_tokens * comm_.size();
@@ -294,19 +284,19 @@ void ExpertExchange::place_rows(std::span<const Communicator::Piece> pieces) {
     const std::byte* const at = pieces[rank].data;
     const auto* entries = reinterpret_cast<const Entry*>(at + layout.entries_at);
     const auto* scales = reinterpret_cast<const float*>(at + layout.scales_at);
-    auto& rows = entry_rows_[rank];
-    for (size_t i = 0; i < rows.size(); ++i) {
-      rows[i] += first_row_[static_cast<size_t>(entries[i].expert)];
-      std::memcpy(received_.as<std::byte>() + rows[i] * row_bytes, at + layout.rows_at + entries[i].row * row_bytes,
+    for (size_t i = 0; i < entries_[rank].size(); ++i) {
+      const Received& received = entries_[rank][i];
+      const int64_t to = first_row_[static_cast<size_t>(received.expert)] + received.row;
+      std::memcpy(received_.as<std::byte>() + to * row_bytes, at + layout.rows_at + entries[i].row * row_bytes,
                   static_cast<size_t>(row_bytes));
-      std::copy_n(scales + entries[i].row * groups, groups, scales_.as<float>() + rows[i] * groups);
+      std::copy_n(scales + entries[i].row * groups, groups, scales_.as<float>() + to * groups);
     }
   }
 }
 
 Result<DispatchedRows> ExpertExchange::finish_dispatch() {
   PLAIT_RETURN_IF_ERROR(expect(Stage::kDispatching, "finish_dispatch"));
-  PLAIT_ASSIGN_OR_RETURN(const auto pieces, this->pieces());
+  PLAIT_ASSIGN_OR_RETURN(const auto pieces, comm_.all_to_all_pieces());
   auto counted = read_counts(pieces);
   if (counted.has_error()) return abandon(std::move(counted).error());
   place_rows(pieces);
@@ -324,28 +314,43 @@ Result<DispatchedRows> ExpertExchange::finish_dispatch() {
   return rows;
 }
 
-Status ExpertExchange::start_combine(std::string_view name, ConstRows results) {
-  PLAIT_RETURN_IF_ERROR(expect(Stage::kDispatched, "start_combine"));
-  if (rows_ > 0 && (results.rows != rows_ || results.cols != options_.hidden))
+Status ExpertExchange::check_results(std::string_view name, ConstRows results, std::span<const int64_t> first_row) {
+  const auto wrong = [&](std::string what) {
     return refuse(
-        invalid(fmt::format("expert exchange '{}' on rank {}: results are [{}, {}], not [{}, {}]", name,
-                            comm_.world_rank(comm_.rank()), results.rows, results.cols, rows_, options_.hidden)));
+        invalid(fmt::format("expert exchange '{}' on rank {}: {}", name, comm_.world_rank(comm_.rank()), what)));
+  };
+  if (first_row.size() != row_count_.size())
+    return wrong(fmt::format("results of {} experts, not of {}", first_row.size(), row_count_.size()));
+  for (size_t expert = 0; expert < first_row.size(); ++expert) {
+    const int64_t begin = first_row[expert], end = begin + row_count_[expert];
+    if (begin == end) continue;
+    if (results.cols != options_.hidden || begin < 0 || end > results.rows)
+      return wrong(fmt::format("results are [{}, {}], expert {}'s rows {} to {} of {} values are not in them",
+                               results.rows, results.cols, expert, begin, end, options_.hidden));
+  }
+  return {};
+}
+
+Status ExpertExchange::start_combine(std::string_view name, ConstRows results, std::span<const int64_t> first_row) {
+  PLAIT_RETURN_IF_ERROR(expect(Stage::kDispatched, "start_combine"));
+  PLAIT_RETURN_IF_ERROR(check_results(name, results, first_row));
   call(hooks_.before_combine);
   const int64_t row_bytes = options_.hidden * size_of(options_.result_payload);
   int64_t total_bytes = 0;
-  for (size_t rank = 0; rank < entry_rows_.size(); ++rank) {
-    send_bytes_[rank] = static_cast<int64_t>(entry_rows_[rank].size()) * row_bytes;
+  for (size_t rank = 0; rank < entries_.size(); ++rank) {
+    send_bytes_[rank] = static_cast<int64_t>(entries_[rank].size()) * row_bytes;
     total_bytes += send_bytes_[rank];
   }
   reserve(send_, total_bytes);
   auto* to = send_.as<std::byte>();
-  for (const auto& rows : entry_rows_) {
-    for (const int64_t row : rows) {
-      encode_row(options_.result_payload, options_.hidden, results.row(row), to, nullptr);
+  for (const auto& entries : entries_) {
+    for (const auto& [expert, row] : entries) {
+      encode_row(options_.result_payload, options_.hidden, results.row(first_row[static_cast<size_t>(expert)] + row),
+                 to, nullptr);
       to += row_bytes;
     }
   }
-  PLAIT_RETURN_IF_ERROR(start(name));
+  PLAIT_RETURN_IF_ERROR(comm_.all_to_all_start(name, send_.data(), send_bytes_, DType::kU8));
   stage_ = Stage::kCombining;
   return {};
 }
@@ -357,7 +362,7 @@ Status ExpertExchange::finish_combine(std::span<const float> weights, Rows out) 
     return abandon(invalid(
         fmt::format("expert exchange on rank {}: {} weights and an output [{}, {}] for {} tokens of {} choices",
                     comm_.world_rank(comm_.rank()), weights.size(), out.rows, out.cols, tokens, options_.top_k)));
-  PLAIT_ASSIGN_OR_RETURN(const auto pieces, this->pieces());
+  PLAIT_ASSIGN_OR_RETURN(const auto pieces, comm_.all_to_all_pieces());
   const int64_t row_bytes = options_.hidden * size_of(options_.result_payload);
   for (size_t rank = 0; rank < pieces.size(); ++rank)
     if (pieces[rank].count != static_cast<int64_t>(outgoing_[rank].entries.size()) * row_bytes)

@@ -12,7 +12,6 @@
 #pragma once
 
 #include <functional>
-#include <future>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -75,8 +74,9 @@ class ExpertExchange {
   // tokens [count, hidden]; experts [count, top_k], -1 for no expert. Both may change once this has returned.
   Status start_dispatch(std::string_view name, ExchangeForm form, ConstRows tokens, std::span<const int32_t> experts);
   Result<DispatchedRows> finish_dispatch();
-  // results: one row per row of DispatchedRows; of unused rows nothing is read. May change once this has returned.
-  Status start_combine(std::string_view name, ConstRows results);
+  // results: expert e's begin at row first_row[e], in the order of its DispatchedRows; rows between experts are not
+  // read. May change once this has returned.
+  Status start_combine(std::string_view name, ConstRows results, std::span<const int64_t> first_row);
   // weights [count, top_k]; out [count, hidden], written whole.
   Status finish_combine(std::span<const float> weights, Rows out);
 
@@ -87,6 +87,11 @@ class ExpertExchange {
     int32_t rank = -1;
     int32_t entry = 0;
   };
+  // A row that came here.
+  struct Received {
+    int32_t expert = 0;  // of this rank
+    int64_t row = 0;     // among the expert's
+  };
   struct Outgoing;
 
   ExpertExchange(const ExpertExchangeOptions& options, Communicator& comm, ExchangeHooks hooks);
@@ -95,10 +100,9 @@ class ExpertExchange {
   Status check_tokens(std::string_view name, ExchangeForm form, ConstRows tokens, std::span<const int32_t> experts);
   void plan_messages(ConstRows tokens, std::span<const int32_t> experts);
   void write_messages(ConstRows tokens);
-  Status start(std::string_view name);
-  Result<std::span<const Communicator::Piece>> pieces();
   Status read_counts(std::span<const Communicator::Piece> pieces);
   void place_rows(std::span<const Communicator::Piece> pieces);
+  Status check_results(std::string_view name, ConstRows results, std::span<const int64_t> first_row);
   Error abandon(Error error);
 
   const ExpertExchangeOptions options_;
@@ -107,14 +111,13 @@ class ExpertExchange {
   const int local_experts_;
   Stage stage_ = Stage::kIdle;
   ExchangeForm form_ = ExchangeForm::kNormal;
-  std::future<Result<std::span<const Communicator::Piece>>> arriving_;  // when messages cross processes
 
   std::vector<Source> sources_;      // [count, top_k]
   std::vector<Outgoing> outgoing_;   // [ranks]
   std::vector<int64_t> send_bytes_;  // [ranks]
   Buffer send_;
-  std::vector<std::vector<int64_t>> entry_rows_;  // [ranks][entries]: row of the received buffer
-  std::vector<int64_t> first_row_, row_count_;    // [local experts]
+  std::vector<std::vector<Received>> entries_;  // [ranks][entries]
+  std::vector<int64_t> first_row_, row_count_;  // [local experts]
   int64_t rows_ = 0;
   Buffer received_, scales_;
 };

@@ -152,10 +152,21 @@ Status Group::meet_others(Seat& seat) {
   }
   // The exchange sends from all local members' memory: none of them may leave meanwhile.
   PLAIT_RETURN_IF_ERROR(begin_reading(seat));
-  auto failure = exchange_->run(seat);
+  if (!exchange_->has_begun(seat)) exchange_->begin(seat);
+  auto failure = exchange_->end(seat);
   end_reading(seat);
   if (failure) return failure->message.empty() ? cancelled(seat) : fail(seat, std::move(*failure));
   exchanged_.advance();
+  return {};
+}
+
+Status Group::send_early(Seat& seat) {
+  if (!exchange_ || &seat != seats_.front().get()) return {};
+  for (const auto& other : seats_)
+    if (!other->arrived.reached(seat.calls_begun)) return {};
+  PLAIT_RETURN_IF_ERROR(begin_reading(seat));
+  exchange_->begin(seat);
+  end_reading(seat);
   return {};
 }
 
@@ -203,21 +214,24 @@ Status Group::part(Seat& seat) {
   return {};
 }
 
-Error Group::leave(Seat& seat, Error error) {
+void Group::leave(Seat& seat) {
   seat.reading.store(false, std::memory_order_seq_cst);
   for (const auto& other : seats_)
     while (other.get() != &seat && other->reading.load(std::memory_order_seq_cst)) std::this_thread::yield();
-  return error;
+  // Nor may what was sent early be read any more.
+  if (exchange_) exchange_->give_up();
 }
 
 Error Group::fail(Seat& seat, Failure failure) {
   Error error = to_error(failure);
   if (!world_.cancellation().cancel(std::move(failure))) error = world_.cancellation().error();
-  return leave(seat, std::move(error));
+  leave(seat);
+  return error;
 }
 
 Error Group::cancelled(Seat& seat) {
-  return leave(seat, world_.cancellation().error());
+  leave(seat);
+  return world_.cancellation().error();
 }
 
 std::string Group::describe_wait(const Seat& seat, const std::string& whom, const std::string& what) const {

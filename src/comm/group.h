@@ -63,7 +63,6 @@ class Group {
   uint32_t slot_prefix() const { return slot_prefix_; }
   std::span<const int> ranks() const { return ranks_; }
   int size() const { return static_cast<int>(ranks_.size()); }
-  bool spans_processes() const { return exchange_ != nullptr; }
   std::span<const std::unique_ptr<Seat>> seats() const { return seats_; }
   Seat* seat_of(int member) const { return seat_of_[static_cast<size_t>(member)]; }  // nullptr: elsewhere
   // Local members that have not begun call `call`; from any thread.
@@ -74,6 +73,9 @@ class Group {
   // The four steps. `call.counts` and `call.in` stay valid until part(); an input of `staged_bytes` >= 0 is copied.
   Status publish(Seat& seat, std::string_view name, const Call& call, int64_t staged_bytes);
   Status meet(Seat& seat);
+  // Between publish and meet: sends to other processes now if all local members are here, so that it travels while this
+  // rank computes; otherwise meet does.
+  Status send_early(Seat& seat);
   // Between meet and part: where the block of member `source` for this seat lies. Reads stand between begin_reading
   // and end_reading; begin_reading fails when the world was cancelled.
   const Call& call_of(const Seat& seat, int source) const;
@@ -81,6 +83,8 @@ class Group {
   Status begin_reading(Seat& seat);
   void end_reading(Seat& seat) { seat.reading.store(false, std::memory_order_seq_cst); }
   Status part(Seat& seat);
+  // Instead of part, when the world was cancelled: returns when no other rank reads this one's memory.
+  void leave(Seat& seat);
 
   Status send(Seat& seat, const CallRecord& record, const void* data, int to);
   Status receive(Seat& seat, const CallRecord& record, void* data, int from);
@@ -98,7 +102,6 @@ class Group {
                                  uint32_t call) const;
 
  private:
-  Error leave(Seat& seat, Error error);
   Status meet_others(Seat& seat);
   void count_traffic(Seat& seat);
   Status wait_for_local(Seat& seat);

@@ -113,7 +113,7 @@ size_t NodeExchange::write_records(std::byte* out, const Seat& seat, bool with_b
   return header.header_bytes;
 }
 
-void NodeExchange::send_to(Peer& peer, const Seat& seat, Transfers& transfers) {
+void NodeExchange::send_to(Peer& peer, const Seat& seat) {
   ProcessLink& link = *group_.world().link();
   int64_t total_bytes = 0;
   for (const int member : local_members_)
@@ -132,7 +132,7 @@ void NodeExchange::send_to(Peer& peer, const Seat& seat, Transfers& transfers) {
       });
     }
   }
-  transfers.push_back(link.send(peer.node, slot(seat.calls_begun, 0), message, message_bytes));
+  sends_.push_back({link.send(peer.node, slot(seat.calls_begun, 0), message, message_bytes), &peer});
   if (with_blocks) return;
   uint64_t number = 0;
   for (const int member : local_members_) {
@@ -140,8 +140,9 @@ void NodeExchange::send_to(Peer& peer, const Seat& seat, Transfers& transfers) {
     for_each_block(call, member, peer.members, [&](const Block& block, int) {
       ++number;
       if (block.bytes == 0) return;
-      transfers.push_back(link.send(peer.node, slot(seat.calls_begun, number), call.in + block.offset_bytes,
-                                    static_cast<size_t>(block.bytes)));
+      sends_.push_back({link.send(peer.node, slot(seat.calls_begun, number), call.in + block.offset_bytes,
+                                  static_cast<size_t>(block.bytes)),
+                        &peer});
     });
   }
 }
@@ -206,15 +207,16 @@ void NodeExchange::place_blocks(const Peer& peer, const std::byte* data) {
   }
 }
 
-void NodeExchange::receive_blocks(Peer& peer, std::byte*& scratch, Transfers& transfers, const Seat& seat) {
+void NodeExchange::receive_blocks(Peer& peer, std::byte*& scratch, std::vector<Pending>& receives, const Seat& seat) {
   place_blocks(peer, scratch);
   uint64_t number = 0;
   for (const int member : peer.members) {
     for_each_block(call_of(member), member, local_members_, [&](const Block& block, int) {
       ++number;
       if (block.bytes > 0)
-        transfers.push_back(group_.world().link()->receive(peer.node, slot(seat.calls_begun, number), scratch,
-                                                           static_cast<size_t>(block.bytes)));
+        receives.push_back({group_.world().link()->receive(peer.node, slot(seat.calls_begun, number), scratch,
+                                                           static_cast<size_t>(block.bytes)),
+                            &peer});
       scratch += align(block.bytes);
     });
   }
@@ -256,18 +258,26 @@ Failure NodeExchange::time_out(const Peer& peer, const Seat& seat) const {
           group_.describe_wait(seat, describe_members(late), describe(published(seat, seat.rank).record)) + remark};
 }
 
-std::optional<Failure> NodeExchange::run(Seat& seat) {
-  Transfers transfers;
-  std::vector<const Peer*> transfer_peers;
-  const auto belongs_to = [&](const Peer& peer) { transfer_peers.resize(transfers.size(), &peer); };
+void NodeExchange::begin(const Seat& seat) {
+  begun_ = seat.calls_begun;
+  std::lock_guard lock(sends_mutex_);
   for (Peer& peer : peers_) {
     expect(peer, seat.calls_begun);
     expect(peer, seat.calls_begun + 1);
   }
-  for (Peer& peer : peers_) {
-    send_to(peer, seat, transfers);
-    belongs_to(peer);
-  }
+  for (Peer& peer : peers_) send_to(peer, seat);
+}
+
+bool NodeExchange::has_begun(const Seat& seat) const {
+  return begun_ == seat.calls_begun;
+}
+
+void NodeExchange::give_up() {
+  std::lock_guard lock(sends_mutex_);
+  sends_.clear();
+}
+
+std::optional<Failure> NodeExchange::end(Seat& seat) {
   std::vector<std::pair<Peer*, size_t>> inlined;
   std::vector<Peer*> separate;
   for (Peer& peer : peers_) {
@@ -293,12 +303,12 @@ std::optional<Failure> NodeExchange::run(Seat& seat) {
                      [&](const Block& block, int) { scratch_bytes += align(block.bytes); });
   if (static_cast<size_t>(scratch_bytes) > scratch_.size_bytes()) scratch_ = Buffer(static_cast<size_t>(scratch_bytes));
   auto* scratch = scratch_.as<std::byte>();
-  for (Peer* peer : separate) {
-    receive_blocks(*peer, scratch, transfers, seat);
-    belongs_to(*peer);
-  }
-  for (size_t i = 0; i < transfers.size(); ++i)
-    if (auto failure = wait(*transfers[i], *transfer_peers[i], seat)) return failure;
+  std::vector<Pending> receives;
+  for (Peer* peer : separate) receive_blocks(*peer, scratch, receives, seat);
+  for (const auto* pending : {&sends_, &receives})
+    for (const auto& [transfer, peer] : *pending)
+      if (auto failure = wait(*transfer, *peer, seat)) return failure;
+  give_up();
   return std::nullopt;
 }
 

@@ -9,20 +9,13 @@
 #include <unistd.h>
 
 #include "base/launch_region.h"
+#include "base/pause.h"
 
 namespace plait::comm {
 namespace {
 
 constexpr int kPausesPerLook = 4;
 constexpr int kLooksPerClock = 16;
-
-void pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
 
 // Sleeps while the word is `expected`, until woken or the deadline; may also wake for no reason.
 void park(std::atomic<uint32_t>& word, uint32_t expected, Clock::time_point deadline) {

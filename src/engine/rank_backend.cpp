@@ -1,5 +1,7 @@
 #include "engine/rank_backend.h"
 
+#include <numeric>
+
 #include "base/assert.h"
 
 namespace plait {
@@ -275,16 +277,17 @@ void RankBackend::dispatch_to_experts(const Routing& routing, int64_t layer, con
 
   Result<comm::DispatchedRows> received = exchange.finish_dispatch();
   if (received.has_error()) throw RankFailure(std::move(received).error());
-  Rows in = arena_.take(received->rows, x.cols());
-  for (size_t expert = 0; expert < received->expert_rows.size(); ++expert)
-    for (int64_t i = 0; i < received->expert_rows[expert]; ++i) {
-      const int64_t row = received->expert_first_row[expert] + i;
-      received->decode(row, in.view().row(row));
-    }
-  Rows out = arena_.take(received->rows, x.cols());
-  parts_.model->expert_rows(parts_.context, layer, in.view(), received->expert_first_row, received->expert_rows,
-                            out.view());
-  check(exchange.start_combine("experts", out.view()));
+  // Without the gaps between experts, which in the low-latency form are nearly all of it.
+  std::vector<int64_t> first_row(received->expert_rows.size());
+  std::exclusive_scan(received->expert_rows.begin(), received->expert_rows.end(), first_row.begin(), int64_t{0});
+  const int64_t rows = std::reduce(received->expert_rows.begin(), received->expert_rows.end());
+  Rows in = arena_.take(rows, x.cols());
+  for (size_t expert = 0; expert < first_row.size(); ++expert)
+    for (int64_t i = 0; i < received->expert_rows[expert]; ++i)
+      received->decode(received->expert_first_row[expert] + i, in.view().row(first_row[expert] + i));
+  Rows out = arena_.take(rows, x.cols());
+  parts_.model->expert_rows(parts_.context, layer, in.view(), first_row, received->expert_rows, out.view());
+  check(exchange.start_combine("experts", out.view(), first_row));
   check(exchange.finish_combine({weights.data(), pairs}, y.view()));
 }
 

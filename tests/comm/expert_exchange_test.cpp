@@ -72,19 +72,30 @@ std::string run_layer(ExpertExchange& exchange, const ExpertExchangeOptions& opt
   auto dispatched = exchange.finish_dispatch();
   if (dispatched.has_error()) return dispatched.error().message;
   const DispatchedRows rows = dispatched.value();
-  std::vector<float> results(static_cast<size_t>(rows.rows * options.hidden), std::nanf("")),
+  // Results may lie where the rows lie, or closer: on odd ranks without the gaps, in descending order of experts.
+  std::vector<int64_t> result_row(rows.expert_first_row.begin(), rows.expert_first_row.end());
+  int64_t result_rows = rows.rows;
+  if (rank % 2 == 1) {
+    result_rows = 0;
+    for (int e = local_experts - 1; e >= 0; --e) {
+      result_row[static_cast<size_t>(e)] = result_rows;
+      result_rows += rows.expert_rows[static_cast<size_t>(e)];
+    }
+  }
+  std::vector<float> results(static_cast<size_t>(result_rows * options.hidden), std::nanf("")),
       row(static_cast<size_t>(options.hidden));
   for (int e = 0; e < local_experts; ++e) {
     const int64_t first = rows.expert_first_row[static_cast<size_t>(e)];
     if (form == ExchangeForm::kNormal && first % options.row_alignment != 0) return "rows are not aligned";
     if (form == ExchangeForm::kLowLatency && first != e * options.capacity_tokens * ranks)
       return "rows are not where they should";
-    for (int64_t i = first; i < first + rows.expert_rows[static_cast<size_t>(e)]; ++i) {
-      rows.decode(i, row.data());
-      expert(rank * local_experts + e, row.data(), results.data() + i * options.hidden, options.hidden);
+    for (int64_t i = 0; i < rows.expert_rows[static_cast<size_t>(e)]; ++i) {
+      rows.decode(first + i, row.data());
+      float* const result = results.data() + (result_row[static_cast<size_t>(e)] + i) * options.hidden;
+      expert(rank * local_experts + e, row.data(), result, options.hidden);
     }
   }
-  started = exchange.start_combine("combine", {results.data(), rows.rows, options.hidden});
+  started = exchange.start_combine("combine", {results.data(), result_rows, options.hidden}, result_row);
   if (started.has_error()) return started.error().message;
   std::fill(results.begin(), results.end(), 1e30F);  // start_combine has taken what it needs
   std::vector<float> out(batch.tokens.size(), std::nanf("")), want(out.size());
@@ -244,7 +255,8 @@ TEST(ExpertExchange, UseOutOfOrderIsRefusedAndHarmless) {
     const DispatchedRows rows = exchange->finish_dispatch().value();
     expect_refused(start(), "the next call is start_combine");
     std::vector<float> results(static_cast<size_t>(rows.rows * 8), 1.0F);
-    if (exchange->start_combine("c", {results.data(), rows.rows, 8}).has_error()) report.failures.push_back("combine");
+    const Status started = exchange->start_combine("c", {results.data(), rows.rows, 8}, rows.expert_first_row);
+    if (started.has_error()) report.failures.push_back("combine");
     if (exchange->finish_combine(batch.weights, {out.data(), 2, 8}).has_error()) report.failures.push_back("finish");
     if (out[0] != batch.weights[0] + batch.weights[1]) report.failures.push_back("weights are not applied once");
     if (hooks != 4) report.failures.push_back("hooks");

@@ -15,6 +15,7 @@ struct ServerCost {
   double streamed_seconds_per_token = 0;  // batch 1, of the least disturbed stream
   double step_seconds_per_token = 0;      // the engine's own steps at the same positions, of the least disturbed round
   int64_t tokens = 0;                     // of each stream
+  int streams = 0;                        // the figures are of the least disturbed one
   double overhead() const { return streamed_seconds_per_token - step_seconds_per_token; }
 };
 

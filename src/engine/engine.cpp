@@ -151,13 +151,14 @@ class CpuEngine : public Engine {
 
   // The models move to their ranks.
   Status start_ranks() {
-    const TeamOptions options{.parallel = setup_.parallel,
-                              .model = {options_.implementation, setup_.activation, {}},
-                              .threads = options_.threads,
-                              .low_latency_tokens = std::max<int64_t>(options_.max_running_requests, 1),
-                              .own_threads = options_.overlap,
-                              .keep_routed_experts = options_.keep_routed_experts,
-                              .world = hosts_->world()};
+    const TeamOptions options{
+        .parallel = setup_.parallel,
+        .model = {options_.implementation, setup_.activation, {}},
+        .threads = options_.threads,
+        .limits = step_limits(setup_.parallel, options_.max_running_requests, options_.chunked_prefill_tokens),
+        .own_threads = options_.overlap,
+        .keep_routed_experts = options_.keep_routed_experts,
+        .world = hosts_->world()};
     PLAIT_ASSIGN_OR_RETURN(auto team, RankTeam::create(setup_.config, options, std::exchange(setup_.models, {})));
     team->allocate_kv(plan_.kv_pages, plan_.page_tokens, options_.max_running_requests);
     log::info("KV Cache is allocated. #tokens: {}, KV size: {:.2f} GB", plan_.kv_tokens, gigabytes(plan_.kv_bytes));

@@ -9,6 +9,7 @@
 #include "base/version.h"
 #include "checkpoint/checkpoint.h"
 #include "comm/hmac.h"
+#include "engine/exchange_options.h"
 #include "engine/memory_plan.h"
 #include "layout/stage.h"
 #include "model/model_facts.h"
@@ -156,6 +157,12 @@ Result<MemoryPlan> plan_engine_memory(const EngineOptions& options, const Engine
   for (const auto& model : setup.models) {
     needs.weight_bytes += model->weight_bytes();
     needs.scratch_bytes += model->scratch_bytes(rows, setup.context_tokens);
+  }
+  const ModelFacts facts = model_facts(setup.config);
+  if (uses_exchange(facts, setup.parallel)) {
+    const StepLimits limits = step_limits(setup.parallel, options.max_running_requests, options.chunked_prefill_tokens);
+    PLAIT_ASSIGN_OR_RETURN(const auto exchange, exchange_options(facts, setup.parallel, limits, setup.activation));
+    needs.scratch_bytes += comm::low_latency_bytes(exchange, setup.parallel.ep_size) * setup.models.size();
   }
   // A page of a data-parallel rank is memory on each rank that has layers of it.
   needs.kv = setup.models.front()->kv_spec();

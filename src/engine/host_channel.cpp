@@ -14,11 +14,12 @@ constexpr uint64_t kMostBytes = uint64_t{1} << 32;
 
 }  // namespace
 
-Result<HostChannel> HostChannel::open(comm::World& world) {
+Result<HostChannel> HostChannel::open(comm::World& world, std::string_view name) {
   std::vector<int> first_ranks;
   for (const comm::Node& node : world.nodes()) first_ranks.push_back(node.first_rank);
-  PLAIT_ASSIGN_OR_RETURN(comm::Communicator group,
-                         world.communicator("hosts", first_ranks, first_ranks[static_cast<size_t>(world.this_node())]));
+  PLAIT_ASSIGN_OR_RETURN(
+      comm::Communicator group,
+      world.communicator(std::string(name), first_ranks, first_ranks[static_cast<size_t>(world.this_node())]));
   return HostChannel(std::move(group));
 }
 

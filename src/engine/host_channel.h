@@ -1,7 +1,8 @@
 // Bytes between the hosts of one engine: the first host says what is to be done, the others answer.
 //
-// One per process, of the first rank of each host; used by one thread at a time, the one that drives the ranks. It is
-// a group of the world like any other: a wait that fails ends the world, and a failure of the world ends every wait.
+// Among the first ranks of all hosts; used by one thread at a time. It is a group of the world like any other: a wait
+// that fails ends the world, and a failure of the world ends every wait. Channels of different names know nothing of
+// each other.
 #pragma once
 
 #include <optional>
@@ -15,8 +16,8 @@ namespace plait {
 
 class HostChannel {
  public:
-  // kInvalid, as World::communicator.
-  static Result<HostChannel> open(comm::World& world);
+  // Every host opens the same names. kInvalid, as World::communicator.
+  static Result<HostChannel> open(comm::World& world, std::string_view name);
 
   int host() const { return group_.rank(); }
   int hosts() const { return group_.size(); }

@@ -1,5 +1,9 @@
 #include "engine/host_team.h"
 
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
 #include "base/assert.h"
 
 namespace plait {
@@ -35,14 +39,16 @@ Result<HostTeam> HostTeam::open(std::shared_ptr<comm::World> world) {
   HostTeam hosts;
   hosts.world_ = std::move(world);
   if (hosts.world_ && hosts.world_->nodes().size() > 1) {
-    PLAIT_ASSIGN_OR_RETURN(HostChannel channel, HostChannel::open(*hosts.world_));
-    hosts.channel_.emplace(std::move(channel));
+    PLAIT_ASSIGN_OR_RETURN(HostChannel orders, HostChannel::open(*hosts.world_, "hosts"));
+    PLAIT_ASSIGN_OR_RETURN(HostChannel answers, HostChannel::open(*hosts.world_, "hosts, answers"));
+    hosts.channels_.emplace(std::move(orders), std::move(answers));
   }
   return hosts;
 }
 
 Result<int64_t> HostTeam::agree_on_start(const Result<int64_t>& own_pages) {
-  if (!channel_) return own_pages;
+  if (!channels_) return own_pages;
+  HostChannel& channel = channels_->orders;
   StartReport own;
   if (own_pages.has_error()) {
     own.failure = own_pages.error();
@@ -52,11 +58,11 @@ Result<int64_t> HostTeam::agree_on_start(const Result<int64_t>& own_pages) {
   StartReport verdict;
   if (leads()) {
     PLAIT_ASSIGN_OR_RETURN(verdict, merge_reports(std::move(own)));
-    for (int host = 1; host < channel_->hosts(); ++host)
-      PLAIT_RETURN_IF_ERROR(channel_->send(kVerdictName, encode(verdict), host));
+    for (int host = 1; host < channel.hosts(); ++host)
+      PLAIT_RETURN_IF_ERROR(channel.send(kVerdictName, encode(verdict), host));
   } else {
-    PLAIT_RETURN_IF_ERROR(channel_->send(kReportName, encode(own), 0));
-    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel_->receive(kVerdictName, 0));
+    PLAIT_RETURN_IF_ERROR(channel.send(kReportName, encode(own), 0));
+    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel.receive(kVerdictName, 0));
     PLAIT_ASSIGN_OR_RETURN(verdict, decode_start_report(bytes));
   }
   if (own_pages.has_error()) return own_pages;  // in this host's own words
@@ -71,8 +77,8 @@ Result<StartReport> HostTeam::merge_reports(StartReport own) {
   };
   StartReport all = std::move(own);
   name_host(0, all.failure);
-  for (int host = 1; host < channel_->hosts(); ++host) {
-    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel_->receive(kReportName, host));
+  for (int host = 1; host < channels_->orders.hosts(); ++host) {
+    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channels_->orders.receive(kReportName, host));
     PLAIT_ASSIGN_OR_RETURN(StartReport report, decode_start_report(bytes));
     name_host(host, report.failure);
     if (report.failure && !all.failure) all.failure = std::move(report.failure);
@@ -86,17 +92,17 @@ int HostTeam::host_of_logits(int dp) const {
 }
 
 int HostTeam::most_steps_under_way() const {
-  if (channel_ || !team_->runs_ahead()) return 1;
-  return std::max(2, std::min(team_->topology().config().pp_size, RankTeam::kMostStepsUnderWay));
+  const int stages = std::min(team_->topology().config().pp_size, RankTeam::kMostStepsUnderWay);
+  if (!team_->runs_ahead()) return 1;
+  // Requests are divided among steps under way only where a pipeline gains by it.
+  return channels_ ? stages : std::max(2, stages);
 }
 
-void HostTeam::launch_here(std::span<const StepCall> of_dp_ranks) {
-  Launch& launch = *launches_.emplace_back(std::make_unique<Launch>());
-  launch.calls.assign(of_dp_ranks.begin(), of_dp_ranks.end());
-  launch.sampled.resize(of_dp_ranks.size());
-  launch.expert_slots = clear_experts(of_dp_ranks);
+void HostTeam::launch_here(Launch& launch) {
+  launch.sampled.resize(launch.calls.size());
+  launch.expert_slots = clear_experts(launch.calls);
   std::vector<const Step*> steps;
-  for (const StepCall& call : of_dp_ranks) steps.push_back(call.step);
+  for (const StepCall& call : launch.calls) steps.push_back(call.step);
   team_->launch(steps, [&launch](int dp, ThreadPool& pool, Rows logits, const RankTeam::Chosen& chosen) {
     const auto index = static_cast<size_t>(dp);
     launch.sampled[index] = choose(pool, logits, launch.calls[index], chosen);
@@ -104,19 +110,21 @@ void HostTeam::launch_here(std::span<const StepCall> of_dp_ranks) {
 }
 
 Status HostTeam::launch(std::span<const StepCall> of_dp_ranks) {
-  if (channel_) {
+  if (channels_) {
     HostOrder order;
     for (const StepCall& call : of_dp_ranks) order.of_dp_ranks.push_back(*call.step);
-    for (int host = 1; host < channel_->hosts(); ++host) {
+    for (int host = 1; host < channels_->orders.hosts(); ++host) {
       order.rows.assign(of_dp_ranks.size(), {});
       for (size_t dp = 0; dp < of_dp_ranks.size(); ++dp) {
         if (host_of_logits(static_cast<int>(dp)) != host) continue;
         for (const SamplingRow& row : of_dp_ranks[dp].rows) order.rows[dp].push_back(OwnedSamplingRow::of(row));
       }
-      PLAIT_RETURN_IF_ERROR(channel_->send(kOrderName, encode(order), host));
+      PLAIT_RETURN_IF_ERROR(channels_->orders.send(kOrderName, encode(order), host));
     }
   }
-  launch_here(of_dp_ranks);
+  Launch& launch = *launches_.emplace_back(std::make_unique<Launch>());
+  launch.calls.assign(of_dp_ranks.begin(), of_dp_ranks.end());
+  launch_here(launch);
   return {};
 }
 
@@ -124,7 +132,7 @@ Result<SampledRows> HostTeam::collect() {
   const std::unique_ptr<Launch> oldest = std::move(launches_.front());
   launches_.pop_front();
   PLAIT_RETURN_IF_ERROR(team_->collect());
-  if (channel_) PLAIT_RETURN_IF_ERROR(finish_on_others(*oldest));
+  if (channels_) PLAIT_RETURN_IF_ERROR(finish_on_others(*oldest));
   return std::move(oldest->sampled);
 }
 
@@ -133,7 +141,7 @@ Status HostTeam::finish_on_others(Launch& launch) {
   for (size_t dp = 0; dp < launch.calls.size(); ++dp) {
     const int host = host_of_logits(static_cast<int>(dp));
     if (host == 0 || launch.calls[dp].rows.empty()) continue;
-    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel_->receive(kTokensName, host));
+    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channels_->answers.receive(kTokensName, host));
     PLAIT_ASSIGN_OR_RETURN(SampledRows theirs, decode_sampled(bytes));
     if (theirs.size() != 1 || theirs.front().size() != launch.calls[dp].rows.size())
       return corrupt(fmt::format("host {} chose tokens for other rows than it was asked for", host));
@@ -157,7 +165,7 @@ Status HostTeam::send_experts(const std::vector<std::vector<int64_t>>& slots) {
   if (!gathers_experts()) return {};
   std::string rows;
   for (size_t dp = 0; dp < slots.size(); ++dp) team_->routed_experts(static_cast<int>(dp))->read_slots(slots[dp], rows);
-  return channel_->send(kExpertsName, rows, 0);
+  return channels_->answers.send(kExpertsName, rows, 0);
 }
 
 Status HostTeam::receive_experts(const std::vector<std::vector<int64_t>>& slots) {
@@ -165,8 +173,8 @@ Status HostTeam::receive_experts(const std::vector<std::vector<int64_t>>& slots)
   const auto row_bytes = static_cast<size_t>(team_->routed_experts(0)->shape().row_bytes());
   size_t expected = 0;
   for (const auto& of_dp : slots) expected += of_dp.size() * row_bytes;
-  for (int host = 1; host < channel_->hosts(); ++host) {
-    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel_->receive(kExpertsName, host));
+  for (int host = 1; host < channels_->answers.hosts(); ++host) {
+    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channels_->answers.receive(kExpertsName, host));
     if (bytes.size() != expected)
       return corrupt(fmt::format("host {} sent {} bytes of routed experts, not {}", host, bytes.size(), expected));
     std::string_view rest = bytes;
@@ -179,9 +187,9 @@ Status HostTeam::receive_experts(const std::vector<std::vector<int64_t>>& slots)
 }
 
 Status HostTeam::send_to_all(const HostOrder& order) {
-  if (!channel_) return {};
-  for (int host = 1; host < channel_->hosts(); ++host)
-    PLAIT_RETURN_IF_ERROR(channel_->send(kOrderName, encode(order), host));
+  if (!channels_) return {};
+  for (int host = 1; host < channels_->orders.hosts(); ++host)
+    PLAIT_RETURN_IF_ERROR(channels_->orders.send(kOrderName, encode(order), host));
   return {};
 }
 
@@ -195,16 +203,72 @@ Status HostTeam::end() {
   return send_to_all({.kind = HostOrder::Kind::kEnd});
 }
 
+// Bounded, since steps are answered in their order and a rank may have ended one that was not answered yet.
+class HostTeam::LaunchQueue {
+ public:
+  // Waits for room. False: nobody answers any more.
+  bool wait_for_room() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return abandoned_ || std::ssize(launches_) < RankTeam::kMostStepsUnderWay; });
+    return !abandoned_;
+  }
+  void push(std::unique_ptr<Launch> launch) {
+    const std::lock_guard lock(mutex_);
+    launches_.push_back(std::move(launch));
+    changed_.notify_all();
+  }
+  // The oldest, which stays in the queue until pop; null after close when there is none.
+  const Launch* front() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return closed_ || !launches_.empty(); });
+    return launches_.empty() ? nullptr : launches_.front().get();
+  }
+  void pop() {
+    const std::lock_guard lock(mutex_);
+    launches_.pop_front();
+    changed_.notify_all();
+  }
+  void close() { set(closed_); }       // no more come
+  void abandon() { set(abandoned_); }  // no more are answered
+
+ private:
+  void set(bool& flag) {
+    const std::lock_guard lock(mutex_);
+    flag = true;
+    changed_.notify_all();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<std::unique_ptr<Launch>> launches_;
+  bool closed_ = false, abandoned_ = false;
+};
+
 Status HostTeam::follow(std::chrono::milliseconds limit_when_armed, const std::function<void()>& ready) {
   PLAIT_ASSERT(!leads(), "the first host leads");
-  channel_->wait_for_ever();
+  channels_->orders.wait_for_ever();
+  followed_ = std::make_shared<LaunchQueue>();
+  Status answered;
+  std::thread answering([&] {
+    answered = answer_steps();
+    followed_->abandon();
+  });
+  Status followed = follow_orders(limit_when_armed, ready);
+  // Nobody else knows yet that this host ends.
+  if (followed.has_error()) world_->cancel(followed.error().message, team_->first_rank());
+  followed_->close();
+  answering.join();
+  return followed.has_error() ? followed : answered;
+}
+
+Status HostTeam::follow_orders(std::chrono::milliseconds limit_when_armed, const std::function<void()>& ready) {
   while (true) {
-    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel_->receive(kOrderName, 0));
-    PLAIT_ASSIGN_OR_RETURN(const HostOrder order, decode_order(bytes));
+    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channels_->orders.receive(kOrderName, 0));
+    PLAIT_ASSIGN_OR_RETURN(HostOrder order, decode_order(bytes));
     switch (order.kind) {
       case HostOrder::Kind::kStep:
-        PLAIT_RETURN_IF_ERROR(follow_step(order));
-        followed_steps_->fetch_add(1, std::memory_order_relaxed);
+        if (!followed_->wait_for_room()) return {};
+        PLAIT_RETURN_IF_ERROR(follow_step(std::move(order)));
         break;
       case HostOrder::Kind::kArmDeadlines:
         world_->set_deadline(limit_when_armed);
@@ -216,25 +280,38 @@ Status HostTeam::follow(std::chrono::milliseconds limit_when_armed, const std::f
   }
 }
 
-Status HostTeam::follow_step(const HostOrder& order) {
+Status HostTeam::follow_step(HostOrder order) {
   const auto dp_ranks = static_cast<size_t>(team_->dp_ranks());
   if (order.of_dp_ranks.size() != dp_ranks || order.rows.size() != dp_ranks)
     return corrupt(fmt::format("the first host sent a step for {} data-parallel ranks, not {}",
                                order.of_dp_ranks.size(), dp_ranks));
-  std::vector<std::vector<SamplingRow>> rows(dp_ranks);
-  std::vector<StepCall> calls;
+  auto launch = std::make_unique<Launch>();
+  launch->order = std::move(order);
+  launch->rows.resize(dp_ranks);
   for (size_t dp = 0; dp < dp_ranks; ++dp) {
-    for (const OwnedSamplingRow& row : order.rows[dp]) rows[dp].push_back(row.view());
-    calls.push_back({&order.of_dp_ranks[dp], rows[dp]});
+    for (const OwnedSamplingRow& row : launch->order.rows[dp]) launch->rows[dp].push_back(row.view());
+    launch->calls.push_back({&launch->order.of_dp_ranks[dp], launch->rows[dp]});
   }
-  launch_here(calls);
-  const std::unique_ptr<Launch> launch = std::move(launches_.front());
-  launches_.pop_front();
-  PLAIT_RETURN_IF_ERROR(team_->collect());
-  for (size_t dp = 0; dp < dp_ranks; ++dp)
-    if (!rows[dp].empty())
-      PLAIT_RETURN_IF_ERROR(channel_->send(kTokensName, encode(SampledRows{launch->sampled[dp]}), 0));
-  return send_experts(launch->expert_slots);
+  launch_here(*launch);
+  followed_->push(std::move(launch));
+  return {};
+}
+
+Status HostTeam::answer_steps() {
+  while (const Launch* oldest = followed_->front()) {
+    PLAIT_RETURN_IF_ERROR(team_->collect());
+    PLAIT_RETURN_IF_ERROR(answer(*oldest));
+    followed_steps_->fetch_add(1, std::memory_order_relaxed);
+    followed_->pop();
+  }
+  return {};
+}
+
+Status HostTeam::answer(const Launch& launch) {
+  for (size_t dp = 0; dp < launch.calls.size(); ++dp)
+    if (!launch.calls[dp].rows.empty())
+      PLAIT_RETURN_IF_ERROR(channels_->answers.send(kTokensName, encode(SampledRows{launch.sampled[dp]}), 0));
+  return send_experts(launch.expert_slots);
 }
 
 }  // namespace plait

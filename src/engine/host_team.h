@@ -1,9 +1,9 @@
 // The ranks of all hosts as one: the first host leads, the others follow.
 //
-// Owns this host's RankTeam and the channel to the other hosts. One thread drives it. The first host sends every step
+// Owns this host's RankTeam and the channels to the other hosts. One thread drives it. The first host sends every step
 // to the others before it runs its own part, so all teams run the same steps in the same order; a host that has a
-// data-parallel rank's logits chooses its tokens and sends them back. With one host there is no channel and nothing is
-// sent.
+// data-parallel rank's logits chooses its tokens and sends them back. Another host launches steps as they come, and a
+// second thread answers them as they end. With one host there are no channels and nothing is sent.
 #pragma once
 
 #include <atomic>
@@ -27,7 +27,7 @@ class HostTeam {
   static Result<HostTeam> open(std::shared_ptr<comm::World> world);
 
   const std::shared_ptr<comm::World>& world() const { return world_; }
-  bool leads() const { return !channel_ || channel_->host() == 0; }
+  bool leads() const { return !channels_ || channels_->orders.host() == 0; }
 
   // Every host says how its start went, and gets the KV pages that all have memory for. An error of any host is every
   // host's, and names the host.
@@ -38,10 +38,9 @@ class HostTeam {
   // -- The first host
   Status launch(std::span<const StepCall> of_dp_ranks);
   Result<SampledRows> collect();  // of the oldest step that was launched
-  // One where hosts would have to wait for each other's tokens.
   int most_steps_under_way() const;
-  // A pipeline's first stage would wait for the last one's choice: there steps of other requests follow instead.
-  bool knows_future_tokens() const { return !channel_ && team_->topology().config().pp_size == 1; }
+  // A pipeline's first stage, or another host, would wait for the choice: there steps of other requests follow instead.
+  bool knows_future_tokens() const { return !channels_ && team_->topology().config().pp_size == 1; }
   // From now on no rank waits longer than this for another one.
   Status arm_deadlines(std::chrono::milliseconds limit);
   // The others end by themselves.
@@ -58,27 +57,39 @@ class HostTeam {
  private:
   HostTeam() = default;
   Result<StartReport> merge_reports(StartReport own);
+  struct Channels {
+    HostChannel orders;   // from the first host; also its verdict on the start, which is asked for there
+    HostChannel answers;  // to the first host, about steps
+  };
   struct Launch {
+    HostOrder order;  // of another host, which `calls` refer to
+    std::vector<std::vector<SamplingRow>> rows;
     std::vector<StepCall> calls;
     SampledRows sampled;  // of the data-parallel ranks whose logits are here; the others' stay empty
     std::vector<std::vector<int64_t>> expert_slots;
   };
-  void launch_here(std::span<const StepCall> of_dp_ranks);
+  // Steps that were launched on another host and not yet answered.
+  class LaunchQueue;
+  void launch_here(Launch& launch);
   Status finish_on_others(Launch& launch);
   int host_of_logits(int dp) const;
   Status send_to_all(const HostOrder& order);
-  Status follow_step(const HostOrder& order);
+  Status follow_orders(std::chrono::milliseconds limit_when_armed, const std::function<void()>& ready);
+  Status follow_step(HostOrder order);
+  Status answer_steps();
+  Status answer(const Launch& launch);
   // Each host keeps the experts that its own ranks chose; the first host, which answers, needs all of them.
-  bool gathers_experts() const { return channel_ && team_->routed_experts(0) != nullptr; }
+  bool gathers_experts() const { return channels_ && team_->routed_experts(0) != nullptr; }
   std::vector<std::vector<int64_t>> clear_experts(std::span<const StepCall> of_dp_ranks);
   Status send_experts(const std::vector<std::vector<int64_t>>& slots);
   Status receive_experts(const std::vector<std::vector<int64_t>>& slots);
 
-  // The team goes first: its communicators refer to the world.
+  // The team goes first: its communicators refer to the world, its ranks to what is under way.
   std::shared_ptr<comm::World> world_;
-  std::optional<HostChannel> channel_;
+  std::optional<Channels> channels_;
+  std::deque<std::unique_ptr<Launch>> launches_;  // of the first host, under way
+  std::shared_ptr<LaunchQueue> followed_;         // of another host
   std::unique_ptr<RankTeam> team_;
-  std::deque<std::unique_ptr<Launch>> launches_;  // under way
   std::unique_ptr<std::atomic<uint64_t>> followed_steps_ = std::make_unique<std::atomic<uint64_t>>(0);
 };
 

@@ -91,15 +91,10 @@ Status RankTeam::add_rank(int index, std::unique_ptr<Model> model) {
 
 Status RankTeam::add_exchange(Rank& rank) {
   const AxisSet experts = plan().axes.experts();
-  if (options_.parallel.moe_a2a_backend == MoeA2a::kNone || experts.empty() || plan().facts.experts == 0) return {};
-  // Inputs of products are rounded to bfloat16 anyway, unless they compute in float32.
-  const bool exact = options_.model.activation == kernels::Activation::kFloat32;
-  const bool low_latency = options_.parallel.deepep_mode != DeepepMode::kNormal;
-  const comm::ExpertExchangeOptions wanted{.hidden = plan().facts.hidden,
-                                           .experts = static_cast<int>(plan().facts.experts),
-                                           .top_k = static_cast<int>(plan().facts.experts_per_token),
-                                           .payload = exact ? DType::kF32 : DType::kBF16,
-                                           .capacity_tokens = low_latency ? options_.low_latency_tokens : 0};
+  if (experts.empty() || !uses_exchange(plan().facts, options_.parallel)) return {};
+  PLAIT_ASSIGN_OR_RETURN(const comm::ExpertExchangeOptions wanted,
+                         exchange_options(plan().facts, options_.parallel, options_.limits, options_.model.activation));
+  low_latency_tokens_ = wanted.capacity_tokens;
   PLAIT_ASSIGN_OR_RETURN(rank.exchange, comm::ExpertExchange::make(wanted, rank.groups.at(experts.bits())));
   return {};
 }
@@ -115,7 +110,7 @@ comm::ExchangeForm RankTeam::exchange_form(const StepRows& rows, bool any_prefil
       break;
   }
   const int64_t most = *std::max_element(rows.padded_rows.begin(), rows.padded_rows.end());
-  const bool fits = most <= options_.low_latency_tokens;
+  const bool fits = most <= low_latency_tokens_;
   return fits && !any_prefill ? comm::ExchangeForm::kLowLatency : comm::ExchangeForm::kNormal;
 }
 
@@ -238,7 +233,10 @@ Status RankTeam::run(std::span<const Step* const> of_dp_ranks, const UseLogits& 
 
 void RankTeam::launch(std::span<const Step* const> of_dp_ranks, Choose choose, TeamObserver* observer) {
   PLAIT_ASSERT(std::ssize(of_dp_ranks) == options_.parallel.attn_dp_size(), "a step for each data-parallel rank");
-  PLAIT_ASSERT(launched_ - collected_ < kMostStepsUnderWay, "too many steps are under way");
+  {
+    const std::lock_guard lock(mutex_);
+    PLAIT_ASSERT(launched_ - collected_ < kMostStepsUnderWay, "too many steps are under way");
+  }
   Launch& next = launch_of(launched_ + 1);
   next.choose = std::move(choose);
   next.observer = observer;
@@ -287,18 +285,23 @@ void RankTeam::prepare(Launch& launch, std::span<const Step* const> of_dp_ranks)
 }
 
 Status RankTeam::collect() {
+  std::unique_lock lock(mutex_);
   PLAIT_ASSERT(collected_ < launched_, "a step that was launched is collected once");
-  Launch& oldest = launch_of(++collected_);
+  Launch& oldest = launch_of(collected_ + 1);
   // A single rank without a thread of its own works on the caller's.
   if (!ranks_.front()->thread.joinable() && oldest.busy > 0) {
-    if (!failure_) failure_ = try_step(*ranks_.front(), collected_);
+    const bool failed = failure_.has_value();
+    const uint64_t number = collected_ + 1;
+    lock.unlock();
+    std::optional<Error> failure;
+    if (!failed) failure = try_step(*ranks_.front(), number);
+    lock.lock();
+    if (failure) failure_ = std::move(failure);
     oldest.busy = 0;
-    if (failure_) return *failure_;
-    return {};
   }
   about_to_block("waiting for the ranks");
-  std::unique_lock lock(mutex_);
   end_.wait(lock, [&] { return oldest.busy == 0; });
+  ++collected_;
   if (failure_) return *failure_;
   return {};
 }

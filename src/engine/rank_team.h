@@ -17,6 +17,7 @@
 
 #include "base/error.h"
 #include "comm/world.h"
+#include "engine/exchange_options.h"
 #include "engine/kv_pool.h"
 #include "engine/rank_backend.h"
 #include "engine/routed_expert_pool.h"
@@ -28,10 +29,10 @@
 namespace plait {
 
 struct TeamOptions {
-  ParallelConfig parallel;             // has passed judge()
-  ModelOptions model;                  // its shard is each rank's own
-  int threads = 0;                     // of all ranks together; 0: one per usable core
-  int64_t low_latency_tokens = 128;    // of a rank: the capacity of the low-latency expert exchange
+  ParallelConfig parallel;  // has passed judge()
+  ModelOptions model;       // its shard is each rank's own
+  int threads = 0;          // of all ranks together; 0: one per usable core
+  StepLimits limits{.decode = {.requests_per_rank = 128}};
   bool own_threads = false;            // also for a single rank, so that launch() returns before the step is done
   bool keep_routed_experts = false;    // a RoutedExpertPool beside the KV pools of each data-parallel rank
   std::optional<PaddingMode> padding;  // for tests; absent: chosen per step
@@ -65,8 +66,9 @@ class RankTeam {
   using UseLogits = std::function<void(int dp, ThreadPool& pool, Rows logits)>;
   Status run(std::span<const Step* const> of_dp_ranks, const UseLogits& use, TeamObserver* observer = nullptr);
 
-  // The same in two halves; at most kMostStepsUnderWay have been launched and not collected. `choose` also writes down
-  // which token it chose for each state slot, for rows of the next step that are future tokens (model/step.h).
+  // The same in two halves; at most kMostStepsUnderWay have been launched and not collected. One thread launches, one
+  // (the same or another) collects. `choose` also writes down which token it chose for each state slot, for rows of the
+  // next step that are future tokens (model/step.h).
   static constexpr int kMostStepsUnderWay = 8;
   struct Chosen {
     std::span<const int32_t> before;  // [state slots] by the step before
@@ -146,9 +148,10 @@ class RankTeam {
   // One more than can be under way, and the one before those, which the oldest refers to.
   std::array<Launch, kMostStepsUnderWay + 2> launches_;
   int64_t state_slots_ = 0;
-  uint64_t launched_ = 0;  // steps are numbered from 1
+  int64_t low_latency_tokens_ = 0;  // of a rank, that the low-latency exchange has room for
+  uint64_t launched_ = 0;           // steps are numbered from 1
   uint64_t collected_ = 0;
-  std::mutex mutex_;  // of launched_, of `choosing` and `busy` of a launch, and of what follows
+  std::mutex mutex_;  // of both, of `choosing` and `busy` of a launch, and of what follows
   std::condition_variable begin_, chosen_, end_;
   bool stopping_ = false;
   std::optional<Error> failure_;

@@ -27,7 +27,7 @@ FLAGS = (
     f"--collective-timeout {LIMIT_SECONDS} --rejoin-timeout 5 --max-engine-restarts 100"
 ).split()
 
-LONG_PROMPT = "What is 12 + 30? " * 40
+LONG_PROMPT = "What is 12 + 30? " * 120
 STREAMS = 4
 
 WORK = {

@@ -1,5 +1,6 @@
 #include "engine/rank_team.h"
 
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -13,6 +14,27 @@
 
 namespace plait {
 
+namespace {
+
+// The time that a step takes without its pauses.
+class Stopwatch {
+ public:
+  void pause() { seconds_ += std::chrono::duration<double>(Clock::now() - begin_).count(); }
+  void go_on() { begin_ = Clock::now(); }
+  double seconds() {
+    pause();
+    go_on();
+    return seconds_;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point begin_ = Clock::now();
+  double seconds_ = 0;
+};
+
+}  // namespace
+
 struct RankTeam::Rank {
   int index = 0;
   RankCoordinates at;
@@ -24,6 +46,7 @@ struct RankTeam::Rank {
   std::optional<comm::Communicator> pipeline;
   std::unique_ptr<comm::ExpertExchange> exchange;
   std::optional<RankBackend> backend;
+  double busy_seconds = 0;  // of its own thread until a step's end is announced
   std::thread thread;
 };
 
@@ -215,6 +238,12 @@ StepTraffic RankTeam::traffic() const {
   return all;
 }
 
+std::vector<double> RankTeam::busy_seconds() const {
+  std::vector<double> seconds;
+  for (const auto& rank : ranks_) seconds.push_back(rank->busy_seconds);
+  return seconds;
+}
+
 std::optional<Error> RankTeam::failure() const {
   const std::optional<comm::Failure> failure = world_->failure();
   if (!failure) return std::nullopt;
@@ -346,6 +375,7 @@ void RankTeam::wait_for_chosen(const Launch& launch) {
 void RankTeam::run_step(Rank& rank, uint64_t number) {
   Launch& launch = launch_of(number);
   if (launch.needs_chosen) wait_for_chosen(launch_of(number - 1));
+  Stopwatch busy;
   const LaunchRegion region("launch of a step");
   RankBackend& backend = *rank.backend;
   const Plan& plan = launch.program->plan;
@@ -359,19 +389,23 @@ void RankTeam::run_step(Rank& rank, uint64_t number) {
       const Boundary& boundary = launch.program->boundaries.at(at.segment);
       if (at.pipeline_stage == rank.at.pp) walker.walk(boundary.sender, at.layer, stream);
       if (at.pipeline_stage + 1 != rank.at.pp) continue;
+      busy.pause();
       stream.delta = backend.receive(boundary.send);
+      busy.go_on();
       walker.walk(boundary.receiver, at.layer, stream);
     } else if (at.pipeline_stage == rank.at.pp) {
       walker.walk(segment, at.layer, stream);
     }
   }
   const int dp = rank.at.attn_dp;
-  if (rank.index != logits_rank(dp)) return;
-  backend.own_logits(stream, [&](Rows logits) {
-    launch.choose(dp, *rank.pool, logits, {launch.step.chosen_before[dp], launch.chosen[dp]});
-    const std::lock_guard lock(mutex_);
-    if (--launch.choosing == 0) chosen_.notify_all();
-  });
+  if (rank.index == logits_rank(dp)) {
+    backend.own_logits(stream, [&](Rows logits) {
+      launch.choose(dp, *rank.pool, logits, {launch.step.chosen_before[dp], launch.chosen[dp]});
+      const std::lock_guard lock(mutex_);
+      if (--launch.choosing == 0) chosen_.notify_all();
+    });
+  }
+  rank.busy_seconds += busy.seconds();
 }
 
 }  // namespace plait

@@ -92,6 +92,9 @@ class RankTeam {
   const AgreedStep& last_step() const { return launch_of(launched_).step; }
   // What the ranks here have received from others so far.
   StepTraffic traffic() const;
+  // Of each rank here: the time of its steps so far, without waiting for the pipeline stage before. To be asked for
+  // while no step is under way.
+  std::vector<double> busy_seconds() const;
 
   Model& model_of(int rank);  // which lives here
   Model& first_model() { return model_of(first_rank()); }

@@ -39,6 +39,11 @@ std::vector<Way> ways() {
       {"pp 2", {.pp_size = 2}}};
 }
 
+struct PipelineRun {
+  double seconds = 0;
+  double bubble = 0;  // share of the stages' time in which they have nothing to do
+};
+
 // Ranks with random weights, driven step by step.
 class Ranks {
  public:
@@ -67,11 +72,10 @@ class Ranks {
   }
 
   // Sequences and tokens are those of all data-parallel ranks together.
-  Status reserve(int64_t sequences, int64_t tokens_each) {
+  void reserve(int64_t sequences, int64_t tokens_each) {
     const int64_t most = (sequences + team_->dp_ranks() - 1) / team_->dp_ranks();
     pages_each_ = (tokens_each + page_tokens_ - 1) / page_tokens_;
     team_->allocate_kv(most * pages_each_, page_tokens_, most);
-    return {};
   }
   Result<double> time(int64_t sequences, int64_t rows_each, int64_t first_position) {
     std::vector<Step> steps;
@@ -85,6 +89,46 @@ class Ranks {
     const auto begin = Clock::now();
     PLAIT_RETURN_IF_ERROR(team_->run(of_dp_ranks, [](int, ThreadPool&, Rows) {}));
     return std::chrono::duration<double>(Clock::now() - begin).count();
+  }
+  // Steps of the only data-parallel rank: a prompt in chunks; one token of each sequence, in `shares` steps, again and
+  // again.
+  std::vector<Step> prompt_chunks(int64_t tokens, int64_t chunk) {
+    std::vector<Step> steps;
+    for (int64_t at = 0; at < tokens; at += chunk) {
+      StepBuilder builder(0);
+      add(builder, 0, std::min(chunk, tokens - at), at);
+      steps.push_back(std::move(builder).build());
+    }
+    return steps;
+  }
+  std::vector<Step> decode_rounds(int64_t sequences, int64_t first_position, int64_t shares, int64_t rounds) {
+    std::vector<Step> steps;
+    for (int64_t i = 0; i < rounds * shares; ++i) {
+      StepBuilder builder(0);
+      for (int64_t sequence = i % shares; sequence < sequences; sequence += shares)
+        add(builder, sequence, 1, first_position + i / shares);
+      steps.push_back(std::move(builder).build());
+    }
+    return steps;
+  }
+  Result<PipelineRun> run_pipeline(const std::vector<Step>& steps, int64_t under_way) {
+    PipelineRun run;
+    const std::vector<double> before = team_->busy_seconds();
+    const auto begin = Clock::now();
+    for (int64_t launched = 0, collected = 0; collected < std::ssize(steps);) {
+      if (launched < std::ssize(steps) && launched - collected < under_way) {
+        const Step* const step = &steps[static_cast<size_t>(launched++)];
+        team_->launch({&step, 1}, [](int, ThreadPool&, Rows, const RankTeam::Chosen&) {});
+        continue;
+      }
+      PLAIT_RETURN_IF_ERROR(team_->collect());
+      ++collected;
+    }
+    run.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    const std::vector<double> after = team_->busy_seconds();
+    for (size_t rank = 0; rank < after.size(); ++rank) run.bubble += 1 - (after[rank] - before[rank]) / run.seconds;
+    run.bubble /= static_cast<double>(after.size());
+    return run;
   }
   const RankTeam& team() const { return *team_; }
 
@@ -113,7 +157,7 @@ struct Measured {
 };
 
 Result<Measured> measure(Ranks& ranks, double seconds, int64_t sequences, int64_t rows_each, int64_t first_position) {
-  PLAIT_RETURN_IF_ERROR(ranks.reserve(sequences, first_position + rows_each));
+  ranks.reserve(sequences, first_position + rows_each);
   PLAIT_RETURN_IF_ERROR(ranks.time(sequences, rows_each, first_position));  // the first touches fresh memory
   Measured measured;
   const StepTraffic before = ranks.team().traffic();
@@ -146,6 +190,48 @@ void print_bytes(const char* phase, const Measured& measured) {
                format_bytes(static_cast<size_t>(plan)), format_bytes(static_cast<size_t>(real)),
                plan > 0 ? real / plan : 0.0);
   }
+}
+
+constexpr int64_t kChunksOfPrompt = 8;
+constexpr int64_t kDecodeRounds = 16;
+
+// The median of three, by time.
+Result<PipelineRun> usual_run(Ranks& ranks, const std::vector<Step>& steps, int64_t under_way) {
+  std::vector<PipelineRun> runs;
+  for (int i = 0; i < 3; ++i) {
+    PLAIT_ASSIGN_OR_RETURN(runs.emplace_back(), ranks.run_pipeline(steps, under_way));
+  }
+  std::sort(runs.begin(), runs.end(), [](const auto& a, const auto& b) { return a.seconds < b.seconds; });
+  return runs[1];
+}
+
+// How long pipeline stages idle when one step is under way, and when there are as many as stages.
+Status print_bubble(Ranks& ranks, int64_t stages, int64_t prompt, int64_t batch, int64_t context) {
+  ranks.reserve(batch, std::max(prompt, context + kDecodeRounds));
+  const int64_t chunk = std::max<int64_t>(prompt / kChunksOfPrompt, 1);
+  const std::vector<Step> chunks = ranks.prompt_chunks(prompt, chunk);
+  const std::vector<Step> whole = ranks.decode_rounds(batch, context, 1, kDecodeRounds);
+  const std::vector<Step> shared = ranks.decode_rounds(batch, context, stages, kDecodeRounds);
+  const auto line = [&](const std::string& what, const PipelineRun& run, double least_bubble) {
+    fmt::print("    {:<58} {:>9}   bubble {:>5.1f} %, at least {:>5.1f} %\n", what, format_seconds(run.seconds),
+               100 * run.bubble, 100 * least_bubble);
+  };
+  // Equal stages that are filled once and emptied once.
+  const auto least = [&](size_t steps) {
+    return static_cast<double>(stages - 1) / static_cast<double>(static_cast<int64_t>(steps) + stages - 1);
+  };
+  const double alone = 1 - 1 / static_cast<double>(stages);
+  fmt::print("    {} stages, each with the threads of one rank\n", stages);
+  for (const bool full : {false, true}) {
+    const int64_t under_way = full ? stages : 1;
+    const char* const how = full ? "as many steps under way as stages" : "one step under way";
+    PLAIT_ASSIGN_OR_RETURN(const PipelineRun prefill, usual_run(ranks, chunks, under_way));
+    line(fmt::format("prefill in {} chunks, {}", chunks.size(), how), prefill, full ? least(chunks.size()) : alone);
+    const std::vector<Step>& decode = full ? shared : whole;
+    PLAIT_ASSIGN_OR_RETURN(const PipelineRun decoded, usual_run(ranks, decode, under_way));
+    line(fmt::format("{} rounds of decode, {}", kDecodeRounds, how), decoded, full ? least(decode.size()) : alone);
+  }
+  return {};
 }
 
 // DeepSeek-V3's sizes, which the planner looks at; nothing is allocated for them.
@@ -216,10 +302,12 @@ Status bench_parallel(const EngineOptions& options, const BenchOptions& bench) {
     }
     fmt::print("\n{:<17} prefill {:>9} {:>5.2f}x   decode {:>9} {:>5.2f}x\n", way.name, format_seconds(prefill.seconds),
                prefill_alone / prefill.seconds, format_seconds(decode.seconds), decode_alone / decode.seconds);
-    if (prefill.planned.empty() && prefill.moved.empty()) continue;
-    fmt::print("    {:<8} {:<15} {:<13} {:>12} {:>12} {:>7}\n", "", "collective", "of", "planned", "measured", "ratio");
+    if (!prefill.planned.empty() || !prefill.moved.empty())
+      fmt::print("    {:<8} {:<15} {:<13} {:>12} {:>12} {:>7}\n", "", "collective", "of", "planned", "measured",
+                 "ratio");
     print_bytes("prefill", prefill);
     print_bytes("decode", decode);
+    if (way.config.pp_size > 1) PLAIT_RETURN_IF_ERROR(print_bubble(ranks, way.config.pp_size, prompt, batch, context));
     std::fflush(stdout);
   }
   return print_planning_time();

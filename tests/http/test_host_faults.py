@@ -129,9 +129,9 @@ def test_faults(plait, work, fault):
     with Cluster(plait, 2, *FLAGS, model=MODEL) as cluster:
         disturbed = Disturbed(cluster, work)
         seconds = {target: disturbed.disturb(target, number, stop_seconds) for target in TARGETS}
-    took = ", ".join(f"{target} {value:.1f} s" for target, value in seconds.items() if value)
-    note(f"{work}, {fault}: all answers exact" + (f"; after detection serving or gone: {took}" if took else ""))
-    assert max(seconds.values()) <= BOUND_SECONDS, cluster.logs()
+        took = ", ".join(f"{target} {value:.1f} s" for target, value in seconds.items() if value)
+        note(f"{work}, {fault}: all answers exact" + (f"; after detection serving or gone: {took}" if took else ""))
+        assert max(seconds.values()) <= BOUND_SECONDS, cluster.logs()
 
 
 # Loads for a second or two. A host that is stopped for three times the limit of a wait is late, and nothing else: no

@@ -35,7 +35,7 @@ struct ThreadPool::State {
       for (int spin = 0; spin < kSpins && generation.load(std::memory_order_acquire) == seen; ++spin) pause();
       generation.wait(seen, std::memory_order_acquire);
       seen = generation.load(std::memory_order_acquire);
-      if (stopping) return;
+      if (stopping.load(std::memory_order_relaxed)) return;
       if ((entrance.fetch_add(1, std::memory_order_acquire) & kOpen) != 0) work(member);
       entrance.fetch_sub(1, std::memory_order_release);
     }
@@ -48,7 +48,7 @@ struct ThreadPool::State {
   int64_t grain = 1;
   void* context = nullptr;
   Call call = nullptr;
-  bool stopping = false;
+  std::atomic<bool> stopping{false};
   alignas(64) std::atomic<uint64_t> generation{0};
   alignas(64) std::atomic<int64_t> next{0};
   alignas(64) std::atomic<uint32_t> entrance{0};
@@ -60,7 +60,7 @@ ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>(threads > 0
 }
 
 ThreadPool::~ThreadPool() {
-  state_->stopping = true;
+  state_->stopping.store(true, std::memory_order_relaxed);
   state_->generation.fetch_add(1, std::memory_order_release);
   state_->generation.notify_all();
   for (auto& thread : state_->threads) thread.join();

@@ -241,7 +241,8 @@ std::string NodeExchange::describe_members(std::span<const int> members) const {
   return fmt::format("{}", fmt::join(texts, ", "));
 }
 
-// Asks the other process which of its ranks are late.
+// Asks the other process which of its ranks are late. If it answers it may itself wait, in an earlier call, for a
+// process that does not: then that one is to blame.
 Failure NodeExchange::time_out(const Peer& peer, const Seat& seat) const {
   std::vector<int> late;
   std::string remark;
@@ -254,8 +255,26 @@ Failure NodeExchange::time_out(const Peer& peer, const Seat& seat) const {
     if (std::ranges::find(peer.members, static_cast<int>(member)) != peer.members.end())
       late.push_back(static_cast<int>(member));
   if (late.empty()) late = peer.members;
-  return {FailureKind::kPeerTimeout, group_.ranks()[static_cast<size_t>(late.front())], peer.node,
-          group_.describe_wait(seat, describe_members(late), describe(published(seat, seat.rank).record)) + remark};
+  Failure failure{FailureKind::kPeerTimeout, group_.ranks()[static_cast<size_t>(late.front())], peer.node,
+                  group_.describe_wait(seat, describe_members(late), describe(published(seat, seat.rank).record))};
+  if (const std::optional<int> silent = answer ? find_silent_node(peer, seat) : std::nullopt) {
+    failure.node = *silent;
+    failure.rank = group_.world().nodes()[static_cast<size_t>(*silent)].first_rank;
+    remark = fmt::format("; {} does not answer: its process is stopped or cannot be reached",
+                         group_.world().describe_rank(failure.rank));
+  }
+  failure.message += remark;
+  return failure;
+}
+
+// Other than `peer`.
+std::optional<int> NodeExchange::find_silent_node(const Peer& peer, const Seat& seat) const {
+  World& world = group_.world();
+  for (int node = 0; node < std::ssize(world.nodes()); ++node) {
+    if (node == world.this_node() || node == peer.node) continue;
+    if (!world.ask_late_members(node, group_.slot_prefix(), seat.calls_begun)) return node;
+  }
+  return std::nullopt;
 }
 
 void NodeExchange::begin(const Seat& seat) {

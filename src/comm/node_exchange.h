@@ -68,6 +68,7 @@ class NodeExchange {
   void place_blocks(const Peer& peer, const std::byte* data);
   std::optional<Failure> wait(Transfer& transfer, const Peer& peer, Seat& seat);
   Failure time_out(const Peer& peer, const Seat& seat) const;
+  std::optional<int> find_silent_node(const Peer& peer, const Seat& seat) const;
   std::string describe_members(std::span<const int> members) const;
   const Call& published(const Seat& seat, int member) const;
   int64_t incoming_bytes(const Peer& peer) const;

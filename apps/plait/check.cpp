@@ -1,4 +1,5 @@
 #include "base/environment.h"
+#include "base/thread_pool.h"
 #include "base/units.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/tensor_names.h"
@@ -6,6 +7,7 @@
 #include "command.h"
 #include "engine/available_memory.h"
 #include "engine/engine_setup.h"
+#include "engine/replicas.h"
 #include "model/model_facts.h"
 #include "text/chat.h"
 #include "text/tokenizer.h"
@@ -108,14 +110,25 @@ Status check_parallel(const ParallelConfig& asked, const ModelConfig& config) {
   return {};
 }
 
+void print_replicas(int replicas, const EngineOptions& own) {
+  if (replicas == 1) return;
+  line("replicas",
+       fmt::format("{} engine processes under plait serve, each with {} and {} threads; the memory below is "
+                   "of one of them",
+                   replicas, format_bytes(own.memory_bytes), own.threads));
+}
+
 Status check(const Settings& settings) {
-  const EngineOptions& options = settings.engine();
-  line("model", options.model_path);
-  PLAIT_ASSIGN_OR_RETURN(const std::filesystem::path folder, resolve_model_path(options.model_path));
+  const EngineOptions& asked = settings.engine();
+  line("model", asked.model_path);
+  PLAIT_ASSIGN_OR_RETURN(const std::filesystem::path folder, resolve_model_path(asked.model_path));
   line("folder", folder.string());
-  PLAIT_ASSIGN_OR_RETURN(const ModelConfig config, read_model_config(folder, options.config_overrides));
+  PLAIT_ASSIGN_OR_RETURN(const ModelConfig config, read_model_config(folder, asked.config_overrides));
   print_config(config);
-  PLAIT_RETURN_IF_ERROR(check_parallel(options.parallel, config));
+  PLAIT_RETURN_IF_ERROR(check_parallel(asked.parallel, config));
+  const size_t available = available_memory_bytes();
+  const EngineOptions options = options_of_replica(asked, available, usable_cores());
+  print_replicas(asked.parallel.replicas(), options);
   PLAIT_ASSIGN_OR_RETURN(const EngineSetup setup, prepare_engine(options));
   line("activations", setup.activation == kernels::Activation::kFloat32 ? "float32" : "bfloat16");
   if (options.dummy_weights) {
@@ -124,7 +137,7 @@ Status check(const Settings& settings) {
     PLAIT_RETURN_IF_ERROR(check_tensors(setup));
   }
   PLAIT_RETURN_IF_ERROR(check_text(settings, setup));
-  PLAIT_ASSIGN_OR_RETURN(const MemoryPlan plan, plan_engine_memory(options, setup, available_memory_bytes()));
+  PLAIT_ASSIGN_OR_RETURN(const MemoryPlan plan, plan_engine_memory(options, setup, available));
   fmt::print("\n{}\n", plan.to_string());
   return {};
 }

@@ -119,8 +119,8 @@ std::vector<Flag> flag_registry(Settings& settings, FlagWords& words) {
       {kServe, kFaultGroup, "--max-body-bytes", &serve.max_body_bytes, "largest request body",
        IntegerRange{1024, int64_t{1} << 32}},
 
-      {kEngineCommands, kMachineGroup, "--threads", &engine.threads, "threads of the rank; 0: one per usable core",
-       IntegerRange{0, 4096}},
+      {kEngineCommands, kMachineGroup, "--threads", &engine.threads,
+       "threads of all ranks and replicas together; 0: one per usable core", IntegerRange{0, 4096}},
       {kEngineCommands, kMachineGroup, "--kernels", &words.kernels,
        "fast: SIMD for this machine; reference: plain loops in float32", Words{{"fast", "reference"}}},
 

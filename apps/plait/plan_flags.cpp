@@ -21,6 +21,9 @@ void add_parallel_flags(std::vector<Flag>& flags, Settings& settings, FlagWords&
        "ranks of one pipeline stage", kRanks},
       {kCommands, kParallelGroup, "--dp-size,--dp,--data-parallel-size", &parallel.dp_size,
        "data-parallel ranks: inside --tp-size with --enable-dp-attention, else whole replicas", kRanks},
+      {kServe, kParallelGroup, "--load-balance-method", &words.load_balance_method,
+       "which replica gets a request; auto: the one with the fewest requests",
+       Words{{"auto", "round_robin", "total_requests", "total_tokens"}}},
       {kCommands, kParallelGroup, "--enable-dp-attention", &parallel.enable_dp_attention,
        "each data-parallel rank attends to its own requests; experts are shared by all", kAnything},
       {kCommands, kParallelGroup, "--enable-dp-lm-head", &parallel.enable_dp_lm_head,
@@ -78,6 +81,9 @@ Status interpret_parallel(const FlagWords& words, Settings& settings) {
     const bool zigzag = words.cp_strategy == "zigzag" || words.cp_strategy == "in-seq-split";
     parallel.cp_strategy = zigzag ? CpStrategy::kZigzag : CpStrategy::kInterleave;
   }
+  LoadBalance& balance = settings.serve.load_balance;
+  if (words.load_balance_method == "round_robin") balance = LoadBalance::kRoundRobin;
+  if (words.load_balance_method == "total_tokens") balance = LoadBalance::kTotalTokens;
   settings.plan.decode = words.plan_step == "decode";
   return {};
 }

@@ -38,9 +38,10 @@ struct EngineOptions {
   bool dummy_weights = false;            // --load-format dummy
   std::string dtype = "auto";            // auto | bfloat16 | float32: activations
   kernels::Implementation implementation = kernels::Implementation::kFast;
-  int threads = 0;                    // 0: one per usable core
+  int threads = 0;                    // of all ranks; 0: one per usable core
   int64_t page_tokens = 16;           // --page-size
   double mem_fraction_static = 0.85;  // of the memory that is available at start, for weights + KV
+  size_t memory_bytes = 0;            // of the memory that is available, this much is for this engine; 0: all
   int64_t max_total_tokens = 0;       // --max-total-tokens: KV capacity; 0: from memory
   int64_t max_running_requests = 256;
   int64_t chunked_prefill_tokens = 2048;  // a step has at most max(this, max_running_requests) rows

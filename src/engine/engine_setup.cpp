@@ -49,8 +49,8 @@ Result<ParallelConfig> parallel_of(const EngineOptions& options, const ModelFact
   const ParallelConfig& config = verdict.config;
   if (config.replicas() > 1)
     return unsupported(
-        fmt::format("--dp-size {} without --enable-dp-attention means whole replicas, which this version does not "
-                    "manage; start a server for each, or add --enable-dp-attention",
+        fmt::format("--dp-size {} without --enable-dp-attention means whole replicas, each an engine process of its "
+                    "own; only plait serve runs them. Here leave --dp-size out, or add --enable-dp-attention",
                     config.dp_size));
   if (config.prefill_cp_kv_sharded)
     return unsupported("--prefill-cp-kv-sharded: context ranks of this version keep complete KV pages");
@@ -151,7 +151,7 @@ Result<MemoryPlan> plan_engine_memory(const EngineOptions& options, const Engine
   const int64_t rows = std::max(options.chunked_prefill_tokens, options.max_running_requests);
   const int64_t dp = setup.parallel.attn_dp_size();
   MemoryNeeds needs;
-  needs.available_bytes = available_bytes;
+  needs.available_bytes = options.memory_bytes > 0 ? std::min(available_bytes, options.memory_bytes) : available_bytes;
   needs.scratch_bytes =
       static_cast<size_t>(options.max_running_requests * setup.config.vocab_size) * sizeof(float) * setup.models.size();
   for (const auto& model : setup.models) {

@@ -46,8 +46,8 @@ Result<std::vector<WeightRequest>> expected_tensors(const EngineSetup& setup);
 // Errors: kInvalid names the flag; those of resolve_model_path, read_model_config and make_model.
 Result<EngineSetup> prepare_engine(const EngineOptions& options);
 
-// Of all ranks of this host together; pages are those of each data-parallel rank. Until weights are loaded the models
-// go by what config.json announces.
+// Of all ranks of this engine on this host together; pages are those of each data-parallel rank. Until weights are
+// loaded the models go by what config.json announces.
 Result<MemoryPlan> plan_engine_memory(const EngineOptions& options, const EngineSetup& setup, size_t available_bytes);
 
 }  // namespace plait

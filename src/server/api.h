@@ -48,6 +48,7 @@ class Api {
   void ping(const ExchangePointer& exchange);
 
   boost::json::object model_card() const;
+  std::string_view status_word() const;
   boost::json::object status() const;
 
   FrontEnd& front_end_;

@@ -38,26 +38,58 @@ std::string percent_decoded(std::string_view text) {
   return decoded;
 }
 
+std::string_view word_of(EnginePhase phase) {
+  switch (phase) {
+    case EnginePhase::kStarting:
+      return "starting";
+    case EnginePhase::kReady:
+      return "ready";
+    case EnginePhase::kRestarting:
+      return "restarting_engine";
+    case EnginePhase::kStopped:
+      break;
+  }
+  return "stopped";
+}
+
+// A replica and its engine, as SGLang lists its data-parallel ranks.
+json::object state_of(const Replica& replica, size_t number) {
+  const EngineSupervisor& supervisor = replica.supervisor();
+  const SchedulerLoad& load = supervisor.load();
+  return {{"dp_rank", number},
+          {"status", word_of(supervisor.phase())},
+          {"engine_pid", supervisor.pid()},
+          {"engine_restarts", supervisor.restarts()},
+          {"unfinished_requests", replica.unfinished()},
+          {"num_running_reqs", load.running},
+          {"num_queue_reqs", load.queued},
+          {"num_used_tokens", load.kv_used_tokens},
+          {"kv_evictable_tokens", load.kv_evictable_tokens},
+          {"max_total_num_tokens", load.kv_tokens},
+          {"generated_tokens", load.generated_tokens},
+          {"steps", load.steps},
+          {"last_gen_throughput", load.generation_rate}};
+}
+
 }  // namespace
+
+std::string_view Api::status_word() const {
+  if (front_end_.draining()) return "shutting_down";
+  if (front_end_.serving() && front_end_.ready_replicas() == front_end_.replicas().size()) return "ready";
+  if (front_end_.healthy()) return "degraded";
+  const EnginePhase phase = front_end_.supervisor().phase();
+  if (front_end_.serving() || phase != EnginePhase::kReady) return word_of(phase);
+  return "warming_up";
+}
 
 json::object Api::status() const {
   const EngineSupervisor& supervisor = front_end_.supervisor();
-  std::string_view word = "ready";
-  if (front_end_.draining()) {
-    word = "shutting_down";
-  } else if (supervisor.phase() == EnginePhase::kStarting) {
-    word = "starting";
-  } else if (front_end_.warming_up()) {
-    word = "warming_up";
-  } else if (supervisor.phase() == EnginePhase::kRestarting) {
-    word = "restarting_engine";
-  } else if (supervisor.phase() == EnginePhase::kStopped) {
-    word = "stopped";
-  }
-  return {{"status", word},
+  uint64_t restarts = 0;
+  for (const auto& replica : front_end_.replicas()) restarts += replica->supervisor().restarts();
+  return {{"status", status_word()},
           {"phase", supervisor.activity()},
           {"seconds_in_phase", std::round(supervisor.seconds_in_activity() * 1000) / 1000},
-          {"engine_restarts", supervisor.restarts()},
+          {"engine_restarts", restarts},
           {"unfinished_requests", front_end_.unfinished()}};
 }
 
@@ -100,8 +132,8 @@ void Api::model_info(const ExchangePointer& exchange) {
 
 void Api::server_info(const ExchangePointer& exchange) {
   const ServeOptions& options = front_end_.options();
-  const EngineSupervisor& supervisor = front_end_.supervisor();
-  const SchedulerLoad& load = supervisor.load();
+  const ParallelConfig& parallel = options.engine.parallel;
+  const EngineSupervisor& supervisor = front_end_.replicas().front()->supervisor();
   const EngineInfo engine = supervisor.info().value_or(EngineInfo());
   json::object info = status();
   const json::object settings{
@@ -111,10 +143,11 @@ void Api::server_info(const ExchangePointer& exchange) {
       {"dtype", options.engine.dtype},
       {"host", options.host},
       {"port", options.port},
-      {"tp_size", 1},
-      {"dp_size", 1},
-      {"pp_size", 1},
-      {"ep_size", 1},
+      {"tp_size", parallel.tp_size},
+      {"dp_size", parallel.dp_size},
+      {"enable_dp_attention", parallel.enable_dp_attention},
+      {"pp_size", parallel.pp_size},
+      {"ep_size", parallel.ep_size},
       {"page_size", engine.page_tokens},
       {"context_length", front_end_.context().context_tokens},
       {"max_total_num_tokens", engine.kv_tokens},
@@ -132,21 +165,22 @@ void Api::server_info(const ExchangePointer& exchange) {
       {"engine_start_seconds", engine.start_seconds},
   };
   for (const auto& [name, value] : settings) info[name] = value;
-  info["internal_states"] = {{{"num_running_reqs", load.running},
-                              {"num_queue_reqs", load.queued},
-                              {"num_used_tokens", load.kv_used_tokens},
-                              {"kv_evictable_tokens", load.kv_evictable_tokens},
-                              {"steps", load.steps},
-                              {"last_gen_throughput", load.generation_rate}}};
+  json::array states;
+  for (const auto& replica : front_end_.replicas()) states.push_back(state_of(*replica, states.size()));
+  info["internal_states"] = std::move(states);
   exchange->respond(json_response(info));
 }
 
 void Api::get_load(const ExchangePointer& exchange) {
-  const SchedulerLoad& load = front_end_.supervisor().load();
-  exchange->respond(json_response({{{"dp_rank", 0},
-                                    {"num_reqs", front_end_.unfinished()},
-                                    {"num_waiting_reqs", load.queued},
-                                    {"num_tokens", load.kv_used_tokens}}}));
+  json::array loads;
+  for (const auto& replica : front_end_.replicas()) {
+    const SchedulerLoad& load = replica->supervisor().load();
+    loads.push_back(json::object{{"dp_rank", loads.size()},
+                                 {"num_reqs", replica->unfinished()},
+                                 {"num_waiting_reqs", load.queued},
+                                 {"num_tokens", load.kv_used_tokens}});
+  }
+  exchange->respond(json_response(loads));
 }
 
 void Api::metrics(const ExchangePointer& exchange) {
@@ -162,7 +196,7 @@ void Api::metrics(const ExchangePointer& exchange) {
 void Api::flush_cache(const ExchangePointer& exchange) {
   front_end_.flush_cache([exchange](std::optional<bool> flushed) {
     if (!flushed) {
-      exchange->respond(to_response(not_ready("The engine is not there to flush its cache.")));
+      exchange->respond(to_response(not_ready("An engine is not there to flush its cache.")));
     } else if (*flushed) {
       exchange->respond(json_response({{"success", true}, {"message", "Cache flushed."}}));
     } else {

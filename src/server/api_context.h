@@ -42,6 +42,7 @@ struct ApiContext {
   std::optional<RoutedExpertShape> routed_experts;  // of what the engine keeps of them; absent: nothing
   bool stream_output = false;
   std::optional<std::chrono::milliseconds> time_limit;
+  int64_t replicas = 1;
   RequestLimits limits;
   int64_t started_at = 0;  // Unix time in seconds
 };

@@ -20,9 +20,10 @@ namespace plait {
 
 struct SequenceRequest {
   std::string rid;
-  std::string group;        // the rid as the client gave it, where several sequences share it: aborts all of them
-  size_t prompt_index = 0;  // sequences of the same prompt (n > 1) share it
-  Request request;          // its id is given when it is accepted
+  std::optional<size_t> replica;  // the one that is to run it; absent: the front end chooses
+  std::string group;              // the rid as the client gave it, where several sequences share it: aborts all of them
+  size_t prompt_index = 0;        // sequences of the same prompt (n > 1) share it
+  Request request;                // its id is given when it is accepted
   std::vector<std::string> stop;
   bool skip_special_tokens = true;
   bool no_stop_trim = false;  // a matched stop string or token stays in the text

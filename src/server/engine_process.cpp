@@ -187,7 +187,7 @@ int run_engine_process(int descriptor, const EngineLoader& load) {
   }
   log::Level level = log::Level::kInfo;
   log::parse_level(options->log_level, level);
-  log::initialise(level, "engine");
+  log::initialise(level, options->log_name);
 
   (void)socket.send(encode(ProgressMessage{"loading the model"}));
   auto loaded = load(options->engine);

@@ -36,9 +36,12 @@ uint64_t work_done(pid_t pid) {
 
 }  // namespace
 
-EngineSupervisor::EngineSupervisor(EventLoop& loop, const ServeOptions& options, Events events)
+EngineSupervisor::EngineSupervisor(EventLoop& loop, const ServeOptions& options, std::optional<int> replica,
+                                   Events events)
     : loop_(loop),
       options_(options),
+      replica_(replica),
+      engine_process_(replica ? fmt::format("engine process of replica {}", *replica) : "engine process"),
       events_(std::move(events)),
       link_(loop, {.progress = [this](const ProgressMessage& message) { set_activity(message.phase); },
                    .ready = [this](const EngineInfo& info) { on_ready(info); },
@@ -78,7 +81,8 @@ void EngineSupervisor::launch() {
   set_activity("starting the engine process");
   EngineOptions engine = options_.engine;
   engine.hosts.rejoins = info_.has_value();
-  const Status started = link_.start({engine, options_.scheduler, options_.log_level});
+  const std::string log_name = replica_ ? fmt::format("engine {}", *replica_) : "engine";
+  const Status started = link_.start({engine, options_.scheduler, options_.log_level, log_name});
   if (started.has_error()) {
     give_up(started.error());
     return;
@@ -94,7 +98,7 @@ void EngineSupervisor::on_ready(const EngineInfo& info) {
   phase_ = EnginePhase::kReady;
   set_activity("serving");
   progress_at_ = Clock::now();
-  if (again) log::info("engine process {} is ready after {}", pid(), format_seconds(info.start_seconds));
+  if (again) log::info("{} ({}) is ready after {}", engine_process_, pid(), format_seconds(info.start_seconds));
   watch();
   events_.ready(info);
 }
@@ -134,7 +138,7 @@ void EngineSupervisor::look_for_progress() {
   // time, so that a front end that was stopped itself blames nobody.
   const std::chrono::milliseconds silence_limit = options_.engine.hosts.collective_timeout + kBlameTime;
   if (ready && other_hosts() && ++silent_looks_ * watchdog_interval(options_) >= silence_limit) {
-    log::error("the engine process has not been heard of for {}: it is killed (--collective-timeout {})",
+    log::error("the {} has not been heard of for {}: it is killed (--collective-timeout {})", engine_process_,
                format_seconds(std::chrono::duration<double>(silence_limit).count()),
                options_.engine.hosts.collective_timeout.count());
     link_.kill();
@@ -142,7 +146,7 @@ void EngineSupervisor::look_for_progress() {
   }
   const auto stalled = Clock::now() - progress_at_;
   if ((busy_ || !ready) && stalled >= options_.watchdog_timeout) {
-    log::error("the engine made no {} (--watchdog-timeout {}): it is killed",
+    log::error("the {} made no {} (--watchdog-timeout {}): it is killed", engine_process_,
                ready ? "step while requests run" : "progress while it starts", options_.watchdog_timeout.count());
     link_.kill();
     return;
@@ -161,7 +165,7 @@ void EngineSupervisor::on_died(const std::string& how) {
   }
   if (!info_) {
     give_up(failure_ ? Error{failure_->kind, failure_->message}
-                     : unavailable(fmt::format("the engine process {} while it started", how)));
+                     : unavailable(fmt::format("the {} {} while it started", engine_process_, how)));
     return;
   }
   if (ended_) {
@@ -181,13 +185,13 @@ void EngineSupervisor::on_died(const std::string& how) {
   events_.died(how);
   load_ = {};
   if (!delay) {
-    give_up(unavailable(fmt::format(
-        "the engine process {}; it died {} times within {} s, more often than it is restarted "
-        "(max_engine_restarts {})",
-        reason, policy_.recent_deaths(), options_.engine_restart_window.count(), options_.max_engine_restarts)));
+    give_up(unavailable(
+        fmt::format("the {} {}; it died {} times within {} s, more often than it is restarted (max_engine_restarts {})",
+                    engine_process_, reason, policy_.recent_deaths(), options_.engine_restart_window.count(),
+                    options_.max_engine_restarts)));
     return;
   }
-  log::error("the engine process {}; starting it again {}", reason,
+  log::error("the {} {}; starting it again {}", engine_process_, reason,
              delay->count() == 0 ? "at once" : fmt::format("in {} ms", delay->count()));
   ++restarts_;
   set_activity("waiting before the engine is started again");

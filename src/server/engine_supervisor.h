@@ -30,7 +30,8 @@ class EngineSupervisor {
     std::function<void()> ended;
   };
 
-  EngineSupervisor(EventLoop& loop, const ServeOptions& options, Events events);
+  // `replica`: which one it is among several.
+  EngineSupervisor(EventLoop& loop, const ServeOptions& options, std::optional<int> replica, Events events);
 
   void start();
   // Asks the engine to end, kills it if it does not, and starts none again.
@@ -61,6 +62,8 @@ class EngineSupervisor {
 
   EventLoop& loop_;
   const ServeOptions& options_;
+  const std::optional<int> replica_;
+  const std::string engine_process_;  // as the log calls it
   Events events_;
   EngineLink link_;
   RestartPolicy policy_;

@@ -1,6 +1,11 @@
 #include "server/front_end.h"
 
+#include <algorithm>
+
 #include "base/log.h"
+#include "base/thread_pool.h"
+#include "engine/available_memory.h"
+#include "engine/replicas.h"
 #include "server/sampling_fields.h"
 
 namespace plait {
@@ -9,9 +14,8 @@ namespace {
 constexpr int64_t kWarmUpPromptTokens = 4;
 constexpr int64_t kWarmUpTokens = 8;
 constexpr std::chrono::milliseconds kWarmUpTimeout{600'000};
-constexpr std::chrono::milliseconds kFlushTimeout{20'000};
 constexpr std::chrono::milliseconds kDrainPoll{20};
-constexpr std::chrono::milliseconds kDeadlineSweep{250};
+constexpr const char* kAborted = "Aborted by /abort_request.";
 
 // A request of the server itself: any output is an answer.
 class Probe : public OutputReceiver {
@@ -50,44 +54,84 @@ FrontEnd::FrontEnd(EventLoop& loop, const ServeOptions& options, ApiContext& con
       context_(context),
       events_(std::move(events)),
       metrics_(context.served_model_name),
-      supervisor_(loop, options,
-                  {.ready = [this](const EngineInfo& info) { on_ready(info); },
-                   .outputs = [this](std::vector<RequestOutput>&& outputs) { on_outputs(std::move(outputs)); },
-                   .flushed =
-                       [this](const FlushedMessage& message) {
-                         const auto waiting = flushes_.extract(message.ticket);
-                         if (!waiting.empty()) waiting.mapped()(message.flushed);
-                       },
-                   .died = [this](const std::string&) { on_died(); },
-                   .gave_up = [this](const Error& why) { on_gave_up(why.message); },
-                   .ended = [] {}}),
-      deadline_timer_(loop),
-      drain_timer_(loop) {}
+      replica_options_(options),
+      drain_timer_(loop) {
+  context_.replicas = options.engine.parallel.replicas();
+  replica_options_.engine = options_of_replica(options.engine, available_memory_bytes(), usable_cores());
+  add_replicas();
+}
+
+void FrontEnd::add_replicas() {
+  for (int number = 0; number < context_.replicas; ++number) {
+    const auto known_as = context_.replicas > 1 ? std::optional(number) : std::nullopt;
+    const auto place = static_cast<size_t>(number);
+    replicas_.push_back(std::make_unique<Replica>(
+        loop_, replica_options_, known_as,
+        Replica::Events{.started = [this, place](const EngineInfo& info) { on_started(place, info); },
+                        .outputs =
+                            [this](std::vector<RequestOutput>&& outputs) {
+                              for (RequestOutput& output : outputs) deliver(std::move(output));
+                            },
+                        .died = [this](const SchedulerLoad& last) { metrics_.engine_died(last); },
+                        .gave_up = [this, place](const Error& why) { on_gave_up(*replicas_[place], why.message); }}));
+  }
+}
 
 void FrontEnd::start() {
-  supervisor_.start();
+  for (const auto& replica : replicas_) {
+    if (!ended_) replica->start();
+  }
+}
+
+size_t FrontEnd::ready_replicas() const {
+  return static_cast<size_t>(std::ranges::count_if(replicas_, [](const auto& replica) { return replica->ready(); }));
+}
+
+const EngineSupervisor& FrontEnd::supervisor() const {
+  const auto waited_for = std::ranges::find_if(replicas_, [](const auto& replica) { return !replica->ready(); });
+  return (waited_for == replicas_.end() ? replicas_.front() : *waited_for)->supervisor();
+}
+
+size_t FrontEnd::unfinished() const {
+  size_t count = 0;
+  for (const auto& replica : replicas_) count += replica->unfinished();
+  return count;
 }
 
 // ---- requests
 
 std::optional<ApiError> FrontEnd::refusal() const {
   if (draining_) return not_ready("The server is shutting down.");
-  if (!serving_) return not_ready(fmt::format("The server is starting: {}.", supervisor_.activity()));
+  if (!serving_) return not_ready(fmt::format("The server is starting: {}.", supervisor().activity()));
   return std::nullopt;
 }
 
-// Counted from the ledger alone: what the engine last said about its queue is old as soon as a request was sent to it.
-int64_t FrontEnd::room_in_queue() const {
-  const int64_t most_queued = options_.scheduler.max_queued_requests;
-  if (most_queued == 0) return std::numeric_limits<int64_t>::max();
-  return options_.scheduler.max_running_requests + most_queued - static_cast<int64_t>(ledger_.size());
+// A replica for each sequence, as if they came one after the other; nothing if one of them finds no room.
+std::optional<std::vector<size_t>> FrontEnd::choose_places(
+    const std::vector<std::unique_ptr<ClientSequence>>& sequences) {
+  std::vector<ReplicaLoad> loads;
+  for (const auto& replica : replicas_) loads.push_back(replica->load());
+  std::vector<size_t> places;
+  size_t turn = turn_;
+  for (const auto& sequence : sequences) {
+    std::optional<size_t> place = sequence->request().replica;
+    if (place && loads[*place].room < 1) return std::nullopt;
+    if (!place) {
+      place = choose_replica(options_.load_balance, loads, turn);
+      if (!place) return std::nullopt;
+      turn = (*place + 1) % loads.size();
+    }
+    ReplicaLoad& load = loads[*place];
+    load.requests += 1;
+    load.tokens += static_cast<int64_t>(sequence->prompt_tokens());
+    load.room -= 1;
+    places.push_back(*place);
+  }
+  turn_ = turn;
+  return places;
 }
 
-ApiStatus FrontEnd::submit(std::vector<std::unique_ptr<ClientSequence>>& sequences,
-                           std::shared_ptr<OutputReceiver> receiver) {
-  if (static_cast<int64_t>(sequences.size()) > room_in_queue()) {
-    return overloaded(fmt::format("The queue is full: {} requests are under way. Try again later.", ledger_.size()));
-  }
+ApiStatus FrontEnd::check_rids(const std::vector<std::unique_ptr<ClientSequence>>& sequences) const {
   std::vector<std::string> new_rids;
   for (const auto& sequence : sequences) {
     const std::string& rid = sequence->request().rid;
@@ -98,19 +142,28 @@ ApiStatus FrontEnd::submit(std::vector<std::unique_ptr<ClientSequence>>& sequenc
     }
     new_rids.push_back(rid);
   }
+  return {};
+}
 
-  const auto now = Ledger::Clock::now();
+ApiStatus FrontEnd::submit(std::vector<std::unique_ptr<ClientSequence>>& sequences,
+                           std::shared_ptr<OutputReceiver> receiver) {
+  PLAIT_RETURN_IF_ERROR(check_rids(sequences));
+  const auto places = choose_places(sequences);
+  if (!places) {
+    return overloaded(fmt::format("The queue is full: {} requests are under way. Try again later.", unfinished()));
+  }
   for (size_t i = 0; i < sequences.size(); ++i) {
     ClientSequence& sequence = *sequences[i];
     sequence.accepted(next_id_++, fmt::format("{:016x}{:016x}", draw_seed(), draw_seed()));
     const Request& request = sequence.request().request;
-    const Route route{receiver, i, sequence.request().rid, sequence.request().group};
+    Replica& replica = *replicas_[(*places)[i]];
+    const Route route{receiver, i, sequence.request().rid, sequence.request().group, &replica};
     rids_.emplace(route.rid, request.id);
     if (!route.group.empty()) rids_.emplace(route.group, request.id);
     routes_[request.id] = route;
-    ledger_.add(request, now);
+    replica.add(request);
   }
-  go_on();
+  for (const auto& replica : replicas_) replica->go_on();
   return {};
 }
 
@@ -129,38 +182,41 @@ void FrontEnd::forget_rid(const std::string& rid, RequestId id) {
 }
 
 void FrontEnd::abandon(RequestId id) {
-  if (!routes_.contains(id)) return;
+  const auto route = routes_.find(id);
+  if (route == routes_.end()) return;
+  Replica& replica = *route->second.replica;
   forget(id);
-  ledger_.remove(id);
-  supervisor_.link().send(AbortMessage{id});
-  go_on();
+  replica.withdraw(id);
+  replica.go_on();
 }
 
 void FrontEnd::abort(const std::string& rid) {
   const auto [begin, end] = rids_.equal_range(rid);
   std::vector<RequestId> ids;
   for (auto item = begin; item != end; ++item) ids.push_back(item->second);
-  for (const RequestId id : ids) {
-    supervisor_.link().send(AbortMessage{id});
-    ledger_.remove(id);
-    deliver(aborted(id, ErrorKind::kCancelled, "Aborted by /abort_request."));
-  }
-  go_on();
+  fail(ids, ErrorKind::kCancelled, kAborted);
 }
 
 void FrontEnd::abort_all() {
-  for (const auto& [id, route] : routes_) supervisor_.link().send(AbortMessage{id});
-  fail_all(ErrorKind::kCancelled, "Aborted by /abort_request.");
+  fail(ids_of(nullptr), ErrorKind::kCancelled, kAborted);
 }
 
-void FrontEnd::fail_all(ErrorKind kind, const std::string& message) {
+std::vector<RequestId> FrontEnd::ids_of(const Replica* replica) const {
   std::vector<RequestId> ids;
-  for (const auto& [id, route] : routes_) ids.push_back(id);
+  for (const auto& [id, route] : routes_) {
+    if (replica == nullptr || route.replica == replica) ids.push_back(id);
+  }
+  return ids;
+}
+
+void FrontEnd::fail(std::span<const RequestId> ids, ErrorKind kind, const std::string& message) {
   for (const RequestId id : ids) {
-    ledger_.remove(id);
+    const auto route = routes_.find(id);
+    if (route == routes_.end()) continue;
+    route->second.replica->withdraw(id);
     deliver(aborted(id, kind, message));
   }
-  supervisor_.set_busy(ledger_.size() > 0);
+  for (const auto& replica : replicas_) replica->go_on();
 }
 
 void FrontEnd::deliver(RequestOutput&& output) {
@@ -172,111 +228,94 @@ void FrontEnd::deliver(RequestOutput&& output) {
   receiver->on_output(index, std::move(output));
 }
 
-void FrontEnd::deliver_all(std::vector<RequestOutput>&& outputs) {
-  for (RequestOutput& output : outputs) deliver(std::move(output));
+// ---- the engines' lives
+
+void FrontEnd::on_started(size_t number, const EngineInfo& info) {
+  const int64_t longest = std::min(info.context_tokens, info.kv_tokens);
+  context_.context_tokens = context_.context_tokens == 0 ? longest : std::min(context_.context_tokens, longest);
+  probe(
+      kWarmUpPromptTokens, kWarmUpTokens, kWarmUpTimeout, [this](bool answered) { on_warmed_up(answered); }, number);
 }
 
-void FrontEnd::on_outputs(std::vector<RequestOutput>&& outputs) {
-  for (RequestOutput& output : outputs) {
-    if (ledger_.record(output)) deliver(std::move(output));
-  }
-  go_on();
-}
-
-// Gives the engine what it may have, or watches the time limits while there is none.
-void FrontEnd::go_on() {
-  if (supervisor_.phase() == EnginePhase::kReady) {
-    for (const Request& request : ledger_.next(Ledger::Clock::now())) supervisor_.link().send(request);
-  } else {
-    sweep_deadlines();
-  }
-  supervisor_.set_busy(ledger_.size() > 0);
-}
-
-// ---- the engine's life
-
-void FrontEnd::on_ready(const EngineInfo& info) {
-  if (serving_) {
-    if (ledger_.size() > 0) log::info("{} unfinished requests go on", ledger_.size());
-    deliver_all(ledger_.expire(Ledger::Clock::now()));
-    go_on();
+void FrontEnd::on_warmed_up(bool answered) {
+  if (draining_) return;
+  if (!answered) {
+    log::error("the server ends: the warm-up request was not answered");
+    status_ = 1;
+    end();
     return;
   }
-  context_.context_tokens = std::min(info.context_tokens, info.kv_tokens);
-  probe(kWarmUpPromptTokens, kWarmUpTokens, kWarmUpTimeout, [this](bool answered) {
-    if (ended_) return;
-    if (!answered) {
-      on_gave_up("the warm-up request was not answered");
-      return;
-    }
-    serving_ = true;
-    events_.ready();
-  });
+  if (++warmed_up_ < replicas_.size()) return;
+  serving_ = true;
+  events_.ready();
 }
 
-void FrontEnd::on_died() {
-  metrics_.engine_died(supervisor_.load());
-  auto flushes = std::exchange(flushes_, {});
-  for (const auto& [ticket, done] : flushes) done(std::nullopt);
-  deliver_all(ledger_.engine_died());
-  go_on();
-}
-
-// Without an engine nobody else looks at the time limits.
-void FrontEnd::sweep_deadlines() {
-  if (supervisor_.phase() == EnginePhase::kReady || ledger_.size() == 0 || ended_) return;
-  deliver_all(ledger_.expire(Ledger::Clock::now()));
-  deadline_timer_.set(kDeadlineSweep, [this] { sweep_deadlines(); });
-}
-
-void FrontEnd::on_gave_up(const std::string& why) {
+// What keeps failing is not hidden behind the other replicas: they finish what they have, and the server ends.
+void FrontEnd::on_gave_up(const Replica& replica, const std::string& why) {
   log::error("the server ends: {}", why);
-  const size_t lost = ledger_.size();
-  fail_all(ErrorKind::kInternal, "The engine failed and could not be restarted.");
+  status_ = 1;
+  const size_t lost = replica.unfinished();
+  fail(ids_of(&replica), ErrorKind::kInternal, "The engine failed and could not be restarted.");
   if (lost > 0) log::error("{} requests were answered with an error", lost);
-  end(1);
+  if (serving_) {
+    begin_drain();
+  } else {
+    end();
+  }
 }
 
-void FrontEnd::end(int status) {
+void FrontEnd::end() {
   if (std::exchange(ended_, true)) return;
   draining_ = true;
-  supervisor_.stop([this, status] { events_.ended(status); });
+  const auto running = std::make_shared<size_t>(replicas_.size());
+  for (const auto& replica : replicas_) {
+    replica->stop([this, running] {
+      if (--*running == 0) events_.ended(status_);
+    });
+  }
 }
 
 void FrontEnd::drain(std::function<size_t()> unanswered) {
-  if (std::exchange(draining_, true)) return;
+  if (draining_) return;
   unanswered_ = std::move(unanswered);
+  begin_drain();
+}
+
+void FrontEnd::begin_drain() {
+  if (std::exchange(draining_, true)) return;
   drain_until_ = std::chrono::steady_clock::now() + options_.drain_timeout;
-  if (ledger_.size() > 0) {
-    log::info("{} requests are under way and may finish within {} s", ledger_.size(), options_.drain_timeout.count());
+  if (unfinished() > 0) {
+    log::info("{} requests are under way and may finish within {} s", unfinished(), options_.drain_timeout.count());
   }
   check_drained();
 }
 
 void FrontEnd::check_drained() {
   const bool late = std::chrono::steady_clock::now() >= drain_until_;
-  if (late && ledger_.size() > 0) {
-    log::warning("{} requests did not finish in time and are aborted", ledger_.size());
-    fail_all(ErrorKind::kUnavailable, "The server is shutting down; the request could not be finished in time.");
+  if (late && unfinished() > 0) {
+    log::warning("{} requests did not finish in time and are aborted", unfinished());
+    fail(ids_of(nullptr), ErrorKind::kUnavailable,
+         "The server is shutting down; the request could not be finished in time.");
   }
-  if (late || (ledger_.size() == 0 && unanswered_() == 0)) {
-    end(0);
+  if (late || (unfinished() == 0 && unanswered_() == 0)) {
+    end();
     return;
   }
   drain_timer_.set(kDrainPoll, [this] { check_drained(); });
 }
 
 std::string FrontEnd::expose_metrics() {
-  const bool engine = supervisor_.phase() == EnginePhase::kReady;
-  return metrics_.expose(ledger_.size(), engine ? &supervisor_.load() : nullptr);
+  std::vector<const SchedulerLoad*> loads;
+  for (const auto& replica : replicas_) loads.push_back(replica->ready() ? &replica->supervisor().load() : nullptr);
+  return metrics_.expose(unfinished(), loads);
 }
 
 // ---- requests of the server itself
 
 void FrontEnd::probe(int64_t prompt_tokens, int64_t new_tokens, std::chrono::milliseconds timeout,
-                     std::function<void(bool)> done) {
+                     std::function<void(bool)> done, std::optional<size_t> replica) {
   const int64_t most = std::max<int64_t>(1, context_.context_tokens);
-  SequenceRequest sequence{.rid = fmt::format("HEALTH_CHECK_{:016x}", draw_seed())};
+  SequenceRequest sequence{.rid = fmt::format("HEALTH_CHECK_{:016x}", draw_seed()), .replica = replica};
   Request& request = sequence.request;
   for (int64_t i = 0; i < std::min(prompt_tokens, std::max<int64_t>(1, most - new_tokens)); ++i) {
     request.prompt_ids.push_back(static_cast<int32_t>(i % context_.config.vocab_size));
@@ -303,25 +342,28 @@ void FrontEnd::probe(int64_t prompt_tokens, int64_t new_tokens, std::chrono::mil
 }
 
 void FrontEnd::flush_cache(std::function<void(std::optional<bool>)> done) {
-  if (supervisor_.phase() != EnginePhase::kReady) {
+  const size_t ready = ready_replicas();
+  if (ready == 0) {
     done(std::nullopt);
     return;
   }
-  if (ledger_.size() > 0) {
+  if (unfinished() > 0) {
     done(false);
     return;
   }
-  const uint64_t ticket = next_ticket_++;
-  const auto timer = std::make_shared<EventLoop::Timer>(loop_);
-  timer->set(kFlushTimeout, [this, ticket] {
-    const auto waiting = flushes_.extract(ticket);
-    if (!waiting.empty()) waiting.mapped()(std::nullopt);
-  });
-  flushes_.emplace(ticket, [timer, done = std::move(done)](std::optional<bool> flushed) {
-    timer->cancel();
-    done(flushed);
-  });
-  supervisor_.link().send(FlushCacheMessage{ticket});
+  struct Answers {
+    size_t missing = 0;
+    bool complete = true, flushed = true;
+  };
+  const auto answers = std::make_shared<Answers>(Answers{.missing = ready});
+  for (const auto& replica : replicas_) {
+    if (!replica->ready()) continue;
+    replica->flush_cache([answers, done](std::optional<bool> flushed) {
+      answers->complete &= flushed.has_value();
+      answers->flushed &= flushed.value_or(false);
+      if (--answers->missing == 0) done(answers->complete ? std::optional(answers->flushed) : std::nullopt);
+    });
+  }
 }
 
 }  // namespace plait

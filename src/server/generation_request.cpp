@@ -63,6 +63,13 @@ ApiStatus check_totals(const ApiContext& context, const Request& sample, int64_t
 
 }  // namespace
 
+std::optional<size_t> read_replica(const ApiContext& context, RequestFields& fields) {
+  std::optional<int64_t> replica;
+  for (const std::string_view name : {"data_parallel_rank", "routed_dp_rank"})
+    if (const auto given = fields.integer(name, {0, context.replicas - 1})) replica = given;
+  return replica;
+}
+
 ApiStatus add_samples(const ApiContext& context, const SamplingChoice& choice,
                       std::optional<int64_t> default_max_new_tokens, SequenceRequest prototype,
                       GenerationRequest& generation) {

@@ -12,6 +12,7 @@
 #include "server/api_context.h"
 #include "server/api_error.h"
 #include "server/client_sequence.h"
+#include "server/request_fields.h"
 #include "server/sampling_fields.h"
 
 namespace plait {
@@ -34,6 +35,9 @@ struct GenerationRequest {
   bool stream = false;
   std::unique_ptr<ResponseFormat> format;
 };
+
+// SGLang's routed_dp_rank (formerly data_parallel_rank): the replica that is to run the request.
+std::optional<size_t> read_replica(const ApiContext& context, RequestFields& fields);
 
 // Adds the n samples of one prompt. `prototype` has the prompt and what is wanted besides the tokens; each sample gets
 // its own seed and, if the prototype has one, its own rid ("<rid>_<sample>"). 400 if the length or a total is beyond a

@@ -15,6 +15,10 @@ bool contains(const std::vector<int32_t>& ids, int32_t id) {
   return std::find(ids.begin(), ids.end(), id) != ids.end();
 }
 
+int64_t token_count(const Request& request) {
+  return static_cast<int64_t>(request.prompt_ids.size() + request.output_ids.size());
+}
+
 // How the request ended, if all its tokens were delivered and only the engine's last word was lost.
 std::optional<Finish> completion(const Request& request) {
   const std::vector<int32_t>& tokens = request.output_ids;
@@ -35,6 +39,7 @@ void Ledger::add(Request request, Clock::time_point now) {
   const RequestId id = request.id;
   PLAIT_ASSERT(entries_.empty() || id > entries_.rbegin()->first, "request ids grow");
   Entry entry{.request = std::move(request)};
+  tokens_ += token_count(entry.request);
   if (entry.request.time_limit) entry.deadline = now + *entry.request.time_limit;
   entries_.emplace(id, std::move(entry));
   waiting_.insert(id);
@@ -71,6 +76,7 @@ bool Ledger::record(const RequestOutput& output) {
   }
   Entry& entry = found->second;
   for (const OutputToken& token : output.tokens) entry.request.output_ids.push_back(token.id);
+  tokens_ += static_cast<int64_t>(output.tokens.size());
   entry.request.routed_experts_start += output.routed_experts.count;
   if (!output.prompt_logprobs.empty()) entry.prompt_logprobs_delivered = true;
   if (output.tokens.empty()) return true;
@@ -82,7 +88,10 @@ bool Ledger::record(const RequestOutput& output) {
 }
 
 void Ledger::remove(RequestId id) {
-  entries_.erase(id);
+  const auto found = entries_.find(id);
+  if (found == entries_.end()) return;
+  tokens_ -= token_count(found->second.request);
+  entries_.erase(found);
   waiting_.erase(id);
   suspects_.erase(id);
   if (on_trial_ == id) on_trial_.reset();

@@ -40,6 +40,7 @@ class Ledger {
   bool record(const RequestOutput& output);
   void remove(RequestId id);
   size_t size() const { return entries_.size(); }
+  int64_t tokens() const { return tokens_; }  // of all requests: prompts and outputs so far
 
   // The engine died: strikes, and everything waits for the next one. Returns the final outputs of requests that end
   // here and are removed: given up (kAbort, kInternal), or complete but for the engine's last word.
@@ -59,7 +60,8 @@ class Ledger {
 
   Request submit(RequestId id, Clock::time_point now);
 
-  Entries entries_;              // ids grow: the order of arrival
+  Entries entries_;  // ids grow: the order of arrival
+  int64_t tokens_ = 0;
   std::set<RequestId> waiting_;  // not submitted to the engine that runs now
   std::set<RequestId> suspects_;
   std::optional<RequestId> on_trial_;

@@ -80,14 +80,14 @@ void describe_hosts(IO& io, M& m) {
 template <typename IO, typename M>
 void describe_engine_options(IO& io, M& m) {
   auto& [model_path, config_overrides, dummy_weights, dtype, implementation, threads, page_tokens, mem_fraction_static,
-         max_total_tokens, max_running_requests, chunked_prefill_tokens, context_tokens, keep_routed_experts, overlap,
-         parallel, hosts] = m;
+         memory_bytes, max_total_tokens, max_running_requests, chunked_prefill_tokens, context_tokens,
+         keep_routed_experts, overlap, parallel, hosts] = m;
   io(model_path);
   io.json(config_overrides);
   fields(io, dummy_weights, dtype);
   io.enumerator(implementation, kernels::Implementation::kFast);
-  fields(io, threads, page_tokens, mem_fraction_static, max_total_tokens, max_running_requests, chunked_prefill_tokens,
-         context_tokens, keep_routed_experts, overlap);
+  fields(io, threads, page_tokens, mem_fraction_static, memory_bytes, max_total_tokens, max_running_requests,
+         chunked_prefill_tokens, context_tokens, keep_routed_experts, overlap);
   describe_parallel(io, parallel);
   describe_hosts(io, hosts);
 }
@@ -117,7 +117,7 @@ Result<std::string> encode_with(const M& message, FrameKind kind, Describe&& des
 constexpr auto kOptions = [](auto& io, auto& m) {
   describe_engine_options(io, m.engine);
   describe_scheduler_options(io, m.scheduler);
-  io(m.log_level);
+  fields(io, m.log_level, m.log_name);
 };
 constexpr auto kRequest = [](auto& io, auto& m) { describe_request(io, m); };
 constexpr auto kAbort = [](auto& io, auto& m) { io(m.id); };

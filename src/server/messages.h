@@ -21,6 +21,7 @@ struct EngineProcessOptions {
   EngineOptions engine;
   SchedulerOptions scheduler;
   std::string log_level = "info";
+  std::string log_name = "engine";  // before each of its lines
 };
 
 struct AbortMessage {

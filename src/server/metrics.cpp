@@ -18,35 +18,38 @@ const Buckets kInterTokenBuckets{0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015,
 const Buckets kEndToEndBuckets{0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1,   2,   4,    6,    8,   10,
                                20,   40,  60,  80,  100, 200, 400, 600, 1200, 1800, 2400};
 
-enum GaugeName {
-  kRunning,
-  kQueued,
-  kUsedTokens,
-  kEvictableTokens,
-  kTotalTokens,
-  kTokenUsage,
-  kThroughput,
-  kCacheHitRate,
-  kGaugeCount
-};
-struct GaugeText {
-  const char* name;
-  const char* help;
-};
-constexpr GaugeText kGauges[kGaugeCount] = {
-    {"sglang:num_running_reqs", "Requests that are in the running batch."},
-    {"sglang:num_queue_reqs", "Requests that wait in the queue."},
-    {"sglang:num_used_tokens", "Tokens of the KV pool held by running requests."},
-    {"sglang:kv_evictable_tokens", "Tokens of the KV pool held by the prefix cache alone."},
-    {"sglang:max_total_num_tokens", "Capacity of the KV pool in tokens."},
-    {"sglang:token_usage", "Share of the KV pool held by running requests."},
-    {"sglang:gen_throughput", "Generated tokens per second, over the last few seconds."},
-    {"sglang:cache_hit_rate", "Share of prompt tokens that were found in the prefix cache."},
-};
-
 double share(double part, double whole) {
   return whole > 0 ? part / whole : 0;
 }
+
+// What an engine says of itself.
+struct Gauge {
+  const char* name;
+  const char* help;
+  double (*value)(const SchedulerLoad&);
+};
+constexpr Gauge kGauges[] = {
+    {"sglang:num_running_reqs", "Requests that are in the running batch.",
+     [](const SchedulerLoad& load) { return static_cast<double>(load.running); }},
+    {"sglang:num_queue_reqs", "Requests that wait in the queue.",
+     [](const SchedulerLoad& load) { return static_cast<double>(load.queued); }},
+    {"sglang:num_used_tokens", "Tokens of the KV pool held by running requests.",
+     [](const SchedulerLoad& load) { return static_cast<double>(load.kv_used_tokens); }},
+    {"sglang:kv_evictable_tokens", "Tokens of the KV pool held by the prefix cache alone.",
+     [](const SchedulerLoad& load) { return static_cast<double>(load.kv_evictable_tokens); }},
+    {"sglang:max_total_num_tokens", "Capacity of the KV pool in tokens.",
+     [](const SchedulerLoad& load) { return static_cast<double>(load.kv_tokens); }},
+    {"sglang:token_usage", "Share of the KV pool held by running requests.",
+     [](const SchedulerLoad& load) {
+       return share(static_cast<double>(load.kv_used_tokens), static_cast<double>(load.kv_tokens));
+     }},
+    {"sglang:gen_throughput", "Generated tokens per second, over the last few seconds.",
+     [](const SchedulerLoad& load) { return load.generation_rate; }},
+    {"sglang:cache_hit_rate", "Share of prompt tokens that were found in the prefix cache.",
+     [](const SchedulerLoad& load) {
+       return share(static_cast<double>(load.cached_prompt_tokens), static_cast<double>(load.prompt_tokens));
+     }},
+};
 
 }  // namespace
 
@@ -56,8 +59,8 @@ struct Metrics::State {
   prometheus::Counter& counter(const char* name, const char* help) {
     return prometheus::BuildCounter().Name(name).Help(help).Register(registry).Add(labels);
   }
-  prometheus::Gauge& gauge(prometheus::Registry& where, const char* name, const char* help) {
-    return prometheus::BuildGauge().Name(name).Help(help).Register(where).Add(labels);
+  prometheus::Gauge& gauge(const char* name, const char* help) {
+    return prometheus::BuildGauge().Name(name).Help(help).Register(registry).Add(labels);
   }
   prometheus::Histogram& histogram(const char* name, const char* help, const Buckets& buckets) {
     return prometheus::BuildHistogram().Name(name).Help(help).Register(registry).Add(labels, buckets);
@@ -65,9 +68,7 @@ struct Metrics::State {
 
   prometheus::Labels labels;
   prometheus::Registry registry;
-  prometheus::Registry engine_registry;  // shown while there is an engine
-  uint64_t earlier_retractions = 0;      // the engine's own count starts again with it
-  prometheus::Gauge* gauges[kGaugeCount] = {};
+  uint64_t earlier_retractions = 0;  // an engine's own count starts again with it
 
   prometheus::Counter& prompt_tokens = counter("sglang:prompt_tokens_total", "Prompt tokens processed.");
   prometheus::Counter& cached_tokens =
@@ -79,9 +80,9 @@ struct Metrics::State {
   prometheus::Counter& deaths =
       counter("plait:engine_deaths_total", "Engine processes that died and had to be replaced.");
   prometheus::Gauge& retracted =
-      gauge(registry, "sglang:num_retracted_reqs", "Times a running request gave its KV memory back, since the start.");
+      gauge("sglang:num_retracted_reqs", "Times a running request gave its KV memory back, since the start.");
   prometheus::Gauge& unfinished =
-      gauge(registry, "plait:unfinished_requests", "Requests accepted and not finished, as the front end counts them.");
+      gauge("plait:unfinished_requests", "Requests accepted and not finished, as the front end counts them.");
   prometheus::Histogram& first_token = histogram("sglang:time_to_first_token_seconds",
                                                  "From a request's arrival to its first token.", kFirstTokenBuckets);
   prometheus::Histogram& inter_token =
@@ -90,11 +91,7 @@ struct Metrics::State {
       histogram("sglang:e2e_request_latency_seconds", "From a request's arrival to its end.", kEndToEndBuckets);
 };
 
-Metrics::Metrics(const std::string& model_name) : state_(std::make_unique<State>(model_name)) {
-  for (int i = 0; i < kGaugeCount; ++i) {
-    state_->gauges[i] = &state_->gauge(state_->engine_registry, kGauges[i].name, kGauges[i].help);
-  }
-}
+Metrics::Metrics(const std::string& model_name) : state_(std::make_unique<State>(model_name)) {}
 
 Metrics::~Metrics() = default;
 
@@ -123,26 +120,23 @@ void Metrics::engine_died(const SchedulerLoad& last_load) {
   state_->earlier_retractions += last_load.retractions;
 }
 
-std::string Metrics::expose(size_t unfinished, const SchedulerLoad* load) {
-  const prometheus::TextSerializer serializer;
-  const uint64_t retractions = load == nullptr ? 0 : load->retractions;
+std::string Metrics::expose(size_t unfinished, std::span<const SchedulerLoad* const> loads) {
+  uint64_t retractions = state_->earlier_retractions;
+  prometheus::Registry engines;
+  for (size_t replica = 0; replica < loads.size(); ++replica) {
+    if (loads[replica] == nullptr) continue;
+    retractions += loads[replica]->retractions;
+    prometheus::Labels labels = state_->labels;
+    if (loads.size() > 1) labels.emplace("dp_rank", std::to_string(replica));
+    for (const Gauge& gauge : kGauges) {
+      auto& family = prometheus::BuildGauge().Name(gauge.name).Help(gauge.help).Register(engines);
+      family.Add(labels).Set(gauge.value(*loads[replica]));
+    }
+  }
   state_->unfinished.Set(static_cast<double>(unfinished));
-  state_->retracted.Set(static_cast<double>(state_->earlier_retractions + retractions));
-  std::string text = serializer.Serialize(state_->registry.Collect());
-  if (load == nullptr) return text;
-
-  const double values[kGaugeCount] = {
-      static_cast<double>(load->running),
-      static_cast<double>(load->queued),
-      static_cast<double>(load->kv_used_tokens),
-      static_cast<double>(load->kv_evictable_tokens),
-      static_cast<double>(load->kv_tokens),
-      share(static_cast<double>(load->kv_used_tokens), static_cast<double>(load->kv_tokens)),
-      load->generation_rate,
-      share(static_cast<double>(load->cached_prompt_tokens), static_cast<double>(load->prompt_tokens)),
-  };
-  for (int i = 0; i < kGaugeCount; ++i) state_->gauges[i]->Set(values[i]);
-  return text + serializer.Serialize(state_->engine_registry.Collect());
+  state_->retracted.Set(static_cast<double>(retractions));
+  const prometheus::TextSerializer serializer;
+  return serializer.Serialize(state_->registry.Collect()) + serializer.Serialize(engines.Collect());
 }
 
 }  // namespace plait

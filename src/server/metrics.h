@@ -5,6 +5,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 
 #include "scheduler/scheduler.h"
@@ -23,9 +24,9 @@ class Metrics {
   void finished(double seconds_since_arrival, bool aborted);
   void engine_died(const SchedulerLoad& last_load);
 
-  // Prometheus' text format. `unfinished`: requests in the ledger. `load`: what the engine said last; nullptr: there is
-  // none.
-  std::string expose(size_t unfinished, const SchedulerLoad* load);
+  // Prometheus' text format. `unfinished`: requests in the ledgers. `loads`: what each replica's engine said last;
+  // nullptr: it has none. Several are told apart by the label dp_rank.
+  std::string expose(size_t unfinished, std::span<const SchedulerLoad* const> loads);
 
  private:
   struct State;

@@ -105,7 +105,8 @@ LogprobChoice read_logprobs(RequestFields& fields, const ApiContext& context, si
 }
 
 ApiStatus add_prompt(const ApiContext& context, const json::object& own, const RoutedExpertsChoice& experts,
-                     std::vector<int32_t> ids, size_t index, GenerationRequest& generation) {
+                     std::optional<size_t> replica, std::vector<int32_t> ids, size_t index,
+                     GenerationRequest& generation) {
   RequestFields item(own);
   static const json::object kNone;
   const json::object* sampling_object = item.object("sampling_params");
@@ -116,7 +117,8 @@ ApiStatus add_prompt(const ApiContext& context, const json::object& own, const R
   const IntegerRange priorities{std::numeric_limits<int32_t>::min(), std::numeric_limits<int32_t>::max()};
   const auto priority = item.integer("priority", priorities);
 
-  SequenceRequest sequence{.rid = item.text("rid", context.limits.rid_bytes).value_or(""), .prompt_index = index};
+  SequenceRequest sequence{
+      .rid = item.text("rid", context.limits.rid_bytes).value_or(""), .replica = replica, .prompt_index = index};
   sequence.group = item.text(kGroup).value_or("");
   PLAIT_RETURN_IF_ERROR(item.status());
   Request& request = sequence.request;
@@ -135,7 +137,7 @@ ApiStatus add_prompt(const ApiContext& context, const json::object& own, const R
 ApiResult<GenerationRequest> parse_generate(const ApiContext& context, const json::object& body) {
   RequestFields fields(body);
   for (const RefusedField& refused : kRefused) fields.refuse(refused.name, refused.why);
-  for (const std::string_view rank : {"routed_dp_rank", "data_parallel_rank"}) fields.integer(rank, {0, 0});
+  const std::optional<size_t> replica = read_replica(context, fields);
   GenerationRequest generation;
   generation.stream = fields.boolean("stream").value_or(false);
   NativeFormatOptions format{.incremental = context.stream_output};
@@ -147,7 +149,7 @@ ApiResult<GenerationRequest> parse_generate(const ApiContext& context, const jso
   PLAIT_ASSIGN_OR_RETURN(PromptList prompts, read_either(context, fields));
   for (size_t i = 0; i < prompts.ids.size(); ++i) {
     PLAIT_ASSIGN_OR_RETURN(const json::object own, fields_of_prompt(fields, i, prompts.ids.size(), prompts.list));
-    PLAIT_RETURN_IF_ERROR(add_prompt(context, own, experts, std::move(prompts.ids[i]), i, generation));
+    PLAIT_RETURN_IF_ERROR(add_prompt(context, own, experts, replica, std::move(prompts.ids[i]), i, generation));
   }
   format.list = prompts.list || generation.sequences.size() > 1;
   generation.format = make_native_format(context, format);

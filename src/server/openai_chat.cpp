@@ -156,12 +156,13 @@ ApiResult<GenerationRequest> parse_chat(const ApiContext& context, const json::o
   if (top && *top > 0 && !options.logprobs) fields.fail("top_logprobs", "needs logprobs to be true");
   const RoutedExpertsChoice experts = read_routed_experts(fields, context);
   options.experts = experts.format;
+  const std::optional<size_t> replica = read_replica(context, fields);
   const SamplingChoice choice = read_sampling(fields, SamplingSpelling::kOpenAi, context);
   PLAIT_ASSIGN_OR_RETURN(const ChatRequest chat, read_chat_request(context, fields));
 
   auto prompt = encode_chat(*context.chat_format, chat, *context.tokenizer);
   if (prompt.has_error()) return bad_request(prompt.error().message, "messages");
-  SequenceRequest sequence{.rid = options.id};
+  SequenceRequest sequence{.rid = options.id, .replica = replica};
   sequence.request.prompt_ids = context.tokenizer->encode(*prompt, false);
   sequence.request.return_logprob = options.logprobs;
   sequence.request.top_logprobs = static_cast<int32_t>(options.logprobs ? top.value_or(0) : 0);

@@ -213,6 +213,7 @@ ApiResult<GenerationRequest> parse_completions(const ApiContext& context, const 
   options.echo = fields.boolean("echo").value_or(false);
   const auto logprobs = fields.integer("logprobs", {0, context.limits.openai_top_logprobs});
   options.logprobs = logprobs.has_value();
+  const std::optional<size_t> replica = read_replica(context, fields);
   const SamplingChoice choice = read_sampling(fields, SamplingSpelling::kOpenAi, context);
   const auto best_of = fields.integer("best_of", {1, context.limits.samples});
   if (best_of && *best_of != choice.samples) fields.fail("best_of", "is only supported if it equals n");
@@ -228,7 +229,7 @@ ApiResult<GenerationRequest> parse_completions(const ApiContext& context, const 
   generation.format = std::make_unique<CompletionFormat>(
       context, options, options.echo ? echo_texts(context, prompts) : std::vector<std::string>());
   for (size_t i = 0; i < prompts.ids.size(); ++i) {
-    SequenceRequest sequence{.rid = options.id, .prompt_index = i};
+    SequenceRequest sequence{.rid = options.id, .replica = replica, .prompt_index = i};
     if (prompts.list) {
       sequence.rid = fmt::format("{}_{}", options.id, i);
       sequence.group = options.id;

@@ -17,7 +17,7 @@ class OtherHost {
       : options_(options),
         loop_(/*helpers=*/0),
         signals_(loop_.context(), SIGTERM, SIGINT),
-        supervisor_(loop_, options_,
+        supervisor_(loop_, options_, /*replica=*/std::nullopt,
                     {.ready = [this](const EngineInfo&) { on_ready(); },
                      .outputs = [](std::vector<RequestOutput>&&) {},
                      .flushed = [](const FlushedMessage&) {},

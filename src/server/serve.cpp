@@ -8,15 +8,18 @@
 #include "base/process.h"
 #include "base/units.h"
 #include "checkpoint/checkpoint.h"
+#include "model/model_facts.h"
 #include "server/api.h"
 #include "server/http_server.h"
 #include "server/other_host.h"
+#include "topology/rules.h"
 
 namespace plait {
 namespace {
 
-// Descriptors that are not client connections: listener, engine, epoll, logs.
+// Descriptors that are not client connections: listener, epoll, logs, and those of each engine.
 constexpr size_t kReservedDescriptors = 64;
+constexpr size_t kDescriptorsOfEngine = 4;
 constexpr std::chrono::milliseconds kLastAnswers{2'000};
 constexpr std::chrono::milliseconds kLastAnswersPoll{20};
 constexpr int kHelperThreads = 1;
@@ -31,6 +34,9 @@ Result<Model> read_model(const ServeOptions& options) {
   Model model;
   ApiContext& context = model.context;
   PLAIT_ASSIGN_OR_RETURN(context.config, read_model_config(folder, options.engine.config_overrides));
+  // Replicas are started with what is left of the flags: nobody but us sees them all.
+  const ModelFacts facts = model_facts(context.config);
+  PLAIT_RETURN_IF_ERROR(judge(options.engine.parallel, &facts).status());
   if (!options.skip_tokenizer_init) {
     PLAIT_ASSIGN_OR_RETURN(model.tokenizer, Tokenizer::load(folder));
     if (options.chat_template.empty()) {
@@ -67,7 +73,8 @@ class Server {
     HttpLimits limits{.header_bytes = options_.max_header_bytes,
                       .body_bytes = options_.max_body_bytes,
                       .read_timeout = options_.request_read_timeout};
-    limits.connections = std::max(raise_open_file_limit(), kReservedDescriptors + 1) - kReservedDescriptors;
+    const size_t reserved = kReservedDescriptors + kDescriptorsOfEngine * front_end_.replicas().size();
+    limits.connections = std::max(raise_open_file_limit(), reserved + 1) - reserved;
     PLAIT_ASSIGN_OR_RETURN(
         http_, HttpServer::listen(
                    loop_, options_.host, options_.port, limits,

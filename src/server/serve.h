@@ -1,4 +1,5 @@
-// `plait serve`: the front-end process (HTTP, text, request ledger, metrics) and the engine process that it supervises.
+// `plait serve`: the front-end process (HTTP, text, request ledger, metrics) and the engine process that it supervises,
+// or several of them: one for each replica.
 //
 // serve() runs in the front end. It starts the engine as a child (the same program, hidden subcommand `engine`, over an
 // inherited socket), restarts it when it dies, and resubmits unfinished requests from the ledger, so that clients see a
@@ -12,6 +13,7 @@
 
 #include "engine/engine.h"
 #include "scheduler/scheduler.h"
+#include "server/load_balance.h"
 
 namespace plait {
 
@@ -37,6 +39,7 @@ struct ServeOptions {
   std::chrono::seconds drain_timeout{60};           // SIGTERM: running requests may finish for so long
   int max_engine_restarts = 5;                      // within the window; one more ends the server with a clear exit
   std::chrono::seconds engine_restart_window{300};
+  LoadBalance load_balance = LoadBalance::kTotalRequests;  // among replicas
   std::chrono::seconds watchdog_timeout{
       300};  // no step for so long while requests run: the engine is killed and restarted
 };

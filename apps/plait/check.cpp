@@ -113,9 +113,9 @@ Status check_parallel(const ParallelConfig& asked, const ModelConfig& config) {
 void print_replicas(int replicas, const EngineOptions& own) {
   if (replicas == 1) return;
   line("replicas",
-       fmt::format("{} engine processes under plait serve, each with {} and {} threads; the memory below is "
-                   "of one of them",
-                   replicas, format_bytes(own.memory_bytes), own.threads));
+       fmt::format("{} engine processes under plait serve, each with {} of memory and {} core{}; the plan below is "
+                   "that of one",
+                   replicas, format_bytes(own.memory_bytes), own.threads, own.threads == 1 ? "" : "s"));
 }
 
 Status check(const Settings& settings) {

@@ -61,6 +61,8 @@ TEST(CommandLine, TakesFlagsInSglangsSpelling) {
                                                   "--skip-tokenizer-init",
                                                   "--json-model-override-args",
                                                   R"({"num_hidden_layers": 2})",
+                                                  "--load-balance-method",
+                                                  "total_tokens",
                                                   "--kernels",
                                                   "reference"});
   ASSERT_TRUE(parsed.has_value()) << parsed.error().message;
@@ -87,6 +89,7 @@ TEST(CommandLine, TakesFlagsInSglangsSpelling) {
   EXPECT_TRUE(serve.stream_output);
   EXPECT_TRUE(serve.log_requests);
   EXPECT_TRUE(serve.skip_tokenizer_init);
+  EXPECT_EQ(serve.load_balance, LoadBalance::kTotalTokens);
   EXPECT_EQ(serve.watchdog_timeout, std::chrono::seconds(9));
   EXPECT_EQ(serve.served_model_name, "demo");
   EXPECT_EQ(serve.chat_template, "deepseek-v3");

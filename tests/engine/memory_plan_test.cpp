@@ -8,6 +8,7 @@
 
 #include "engine/available_memory.h"
 #include "engine/kv_pool.h"
+#include "engine/replicas.h"
 
 namespace plait {
 namespace {
@@ -186,6 +187,33 @@ TEST_F(AvailableMemory, ReadsVersionOne) {
 
 TEST(AvailableMemoryHere, IsSomething) {
   EXPECT_GT(available_memory_bytes(), 16 * kMiB);
+}
+
+TEST(Replicas, ShareMemoryAndCoresEvenly) {
+  EngineOptions asked;
+  asked.model_path = "m";
+  asked.parallel.tp_size = 2;
+  asked.parallel.dp_size = 3;
+  const EngineOptions own = options_of_replica(asked, 3000 * kMiB, 8);
+  EXPECT_EQ(own.parallel.dp_size, 1);
+  EXPECT_EQ(own.parallel.tp_size, 2);
+  EXPECT_EQ(own.memory_bytes, 1000 * kMiB);
+  EXPECT_EQ(own.threads, 2);
+  EXPECT_EQ(own.model_path, "m");
+  EXPECT_EQ(options_of_replica(asked, 3000 * kMiB, 2).threads, 1) << "0 would mean all cores";
+  asked.threads = 6;
+  EXPECT_EQ(options_of_replica(asked, 3000 * kMiB, 8).threads, 2) << "threads are counted over all replicas";
+}
+
+TEST(Replicas, OneEngineGetsWhatWasAskedFor) {
+  EngineOptions asked;
+  asked.parallel.tp_size = 2;
+  asked.parallel.dp_size = 2;
+  asked.parallel.enable_dp_attention = true;
+  const EngineOptions own = options_of_replica(asked, 3000 * kMiB, 8);
+  EXPECT_EQ(own.parallel, asked.parallel);
+  EXPECT_EQ(own.memory_bytes, 0U);
+  EXPECT_EQ(own.threads, 0);
 }
 
 }  // namespace

@@ -56,6 +56,7 @@ TEST(Ledger, GoesOnFromWhatWasDelivered) {
   EXPECT_TRUE(ledger.record(tokens(1, {7})));
   EXPECT_TRUE(ledger.record(finished(2)));
   EXPECT_FALSE(ledger.record(tokens(2, {9}))) << "finished requests are forgotten";
+  EXPECT_EQ(ledger.tokens(), 2 + 3 + 2);
   EXPECT_THAT(ledger.engine_died(), IsEmpty());
   const auto again = ledger.next(kNow);
   ASSERT_THAT(ids_of(again), ElementsAre(1, 3)) << "in the order of arrival";

@@ -99,11 +99,15 @@ TEST(Messages, OptionsSurviveTheWire) {
   sent.engine.model_path = "models/demo";
   sent.engine.config_overrides = {{"num_hidden_layers", 2}};
   sent.engine.mem_fraction_static = 0.25;
+  sent.engine.memory_bytes = size_t{5} << 30;
+  sent.log_name = "engine 3";
   sent.scheduler.policy = SchedulePolicy::kPriority;
   sent.scheduler.radix_cache = false;
   const EngineProcessOptions got = decode_options(only_frame(encode(sent)).payload).value();
   EXPECT_EQ(got.engine.config_overrides, sent.engine.config_overrides);
   EXPECT_EQ(got.scheduler.policy, SchedulePolicy::kPriority);
+  EXPECT_EQ(got.engine.memory_bytes, size_t{5} << 30);
+  EXPECT_EQ(got.log_name, "engine 3");
   EXPECT_EQ(encode(got).value(), encode(sent).value());
 }
 

@@ -133,8 +133,13 @@ class Supervision : public ::testing::Test {
     ASSERT_FALSE(front_end_->submit(sequences_, ear_).has_error());
   }
   bool all_finished() const { return ear_->finished == sequences_.size(); }
-  pid_t engine() const { return front_end_->supervisor().pid(); }
-  bool engine_ready() const { return front_end_->supervisor().phase() == EnginePhase::kReady; }
+  const Replica& replica(size_t number) const { return *front_end_->replicas()[number]; }
+  pid_t engine(size_t of = 0) const { return replica(of).supervisor().pid(); }
+  bool engine_ready(size_t of = 0) const { return replica(of).ready(); }
+  void add_to(size_t of, Request one) {
+    SequenceRequest sequence{.replica = of, .request = std::move(one)};
+    sequences_.push_back(std::make_unique<ClientSequence>(std::move(sequence), nullptr));
+  }
 
   void expect_exact(size_t index) {
     const Ear::Heard& heard = ear_->heard[index];
@@ -181,8 +186,8 @@ TEST_F(Supervision, KilledEnginesLoseNothing) {
   }
   run_until([this] { return all_finished(); });
   for (size_t i = 0; i < sequences_.size(); ++i) expect_exact(i);
-  EXPECT_GE(front_end_->supervisor().restarts(), 3U);
-  std::printf("killed the engine %d times under 50 requests\n", static_cast<int>(front_end_->supervisor().restarts()));
+  EXPECT_GE(replica(0).supervisor().restarts(), 3U);
+  std::printf("killed the engine %d times under 50 requests\n", static_cast<int>(replica(0).supervisor().restarts()));
 }
 
 TEST_F(Supervision, ARequestThatKillsEveryEngineIsGivenUpAlone) {
@@ -199,7 +204,7 @@ TEST_F(Supervision, ARequestThatKillsEveryEngineIsGivenUpAlone) {
       expect_exact(i);
     }
   }
-  EXPECT_EQ(front_end_->supervisor().restarts(), static_cast<uint64_t>(Ledger::kPoisonStrikes));
+  EXPECT_EQ(replica(0).supervisor().restarts(), static_cast<uint64_t>(Ledger::kPoisonStrikes));
 }
 
 TEST_F(Supervision, AHangingEngineIsKilled) {
@@ -211,7 +216,7 @@ TEST_F(Supervision, AHangingEngineIsKilled) {
   run_until([this] { return all_finished(); });
   expect_exact(0);
   EXPECT_EQ(ear_->heard[1].finish->error, ErrorKind::kInternal);
-  EXPECT_EQ(front_end_->supervisor().restarts(), static_cast<uint64_t>(Ledger::kPoisonStrikes));
+  EXPECT_EQ(replica(0).supervisor().restarts(), static_cast<uint64_t>(Ledger::kPoisonStrikes));
 }
 
 TEST_F(Supervision, GivesUpAfterTooManyDeaths) {
@@ -238,7 +243,7 @@ TEST_F(Supervision, AnEngineThatCannotStartEndsTheServer) {
     start();
     run_until([this] { return ended_.has_value(); });
     EXPECT_EQ(ended_, 1);
-    EXPECT_EQ(front_end_->supervisor().restarts(), 0U) << "what cannot start is not tried again";
+    EXPECT_EQ(replica(0).supervisor().restarts(), 0U) << "what cannot start is not tried again";
     EXPECT_FALSE(ready_);
   }
 }
@@ -258,7 +263,7 @@ TEST_F(Supervision, AbandonedAndAbortedRequestsLeaveTheEngine) {
   front_end_->abort_all();
   EXPECT_EQ(ear_->finished, 3U);
   EXPECT_EQ(front_end_->unfinished(), 0U);
-  run_until([&] { return front_end_->supervisor().load().running == 0; });
+  run_until([&] { return replica(0).supervisor().load().running == 0; });
   std::optional<bool> flushed;
   front_end_->flush_cache([&](std::optional<bool> result) { flushed = result; });
   run_until([&] { return flushed.has_value(); });
@@ -316,6 +321,94 @@ TEST_F(Supervision, DrainsAndEnds) {
   EXPECT_TRUE(all_finished());
   for (size_t i = 0; i < sequences_.size(); ++i) expect_exact(i);
   EXPECT_EQ(engine(), -1);
+}
+
+TEST_F(Supervision, RequestsAreSharedOutAmongReplicas) {
+  options_.engine.parallel.dp_size = 3;
+  options_.scheduler.max_running_requests = 3;
+  options_.scheduler.max_queued_requests = 2;
+  start_and_wait();
+  for (int i = 0; i < 4; ++i) add_to(1, request(i, 5, 300));
+  for (int i = 4; i < 14; ++i) add(request(i, 5, 300));
+  submit();
+  EXPECT_EQ(replica(0).unfinished(), 5U);
+  EXPECT_EQ(replica(1).unfinished(), 5U);
+  EXPECT_EQ(replica(2).unfinished(), 4U);
+  std::vector<std::unique_ptr<ClientSequence>> more;
+  const auto one_more = [&](std::optional<size_t> of) {
+    more.push_back(
+        std::make_unique<ClientSequence>(SequenceRequest{.replica = of, .request = request(3, 5, 4)}, nullptr));
+  };
+  one_more(0);
+  EXPECT_TRUE(front_end_->submit(more, std::make_shared<Ear>(1)).has_error()) << "that one has no room";
+  more.clear();
+  one_more({});
+  one_more({});
+  EXPECT_TRUE(front_end_->submit(more, std::make_shared<Ear>(2)).has_error()) << "there is room for one: all or none";
+  EXPECT_EQ(front_end_->unfinished(), 14U);
+  more.pop_back();
+  EXPECT_FALSE(front_end_->submit(more, std::make_shared<Ear>(1)).has_error());
+  EXPECT_EQ(replica(2).unfinished(), 5U);
+  run_until([this] { return front_end_->unfinished() == 0; });
+  for (size_t i = 0; i < sequences_.size(); ++i) expect_exact(i);
+}
+
+TEST_F(Supervision, KilledReplicasLoseNothingAndLeaveTheOthersAlone) {
+  options_.engine.parallel.dp_size = 3;
+  options_.max_engine_restarts = 1000;
+  start_and_wait();
+  const pid_t unharmed = engine(1);
+  for (int i = 0; i < 60; ++i) add(request(i % 80, 5 + i % 40, 120 + i));
+  submit();
+  int kills = 0;
+  for (; kills < 8; ++kills) {
+    const size_t victim = kills % 2 == 0 ? 0 : 2;
+    const size_t before = ear_->tokens();
+    const size_t progress = 100 + random_() % 300;
+    run_until([&] { return (engine_ready(victim) && ear_->tokens() >= before + progress) || all_finished(); });
+    if (all_finished()) break;
+    ::kill(engine(victim), SIGKILL);
+    run_until([&] { return !engine_ready(victim); });
+    EXPECT_TRUE(front_end_->healthy());
+  }
+  run_until([this] { return all_finished(); });
+  for (size_t i = 0; i < sequences_.size(); ++i) expect_exact(i);
+  EXPECT_GE(kills, 3);
+  EXPECT_EQ(replica(0).supervisor().restarts() + replica(2).supervisor().restarts(), static_cast<uint64_t>(kills));
+  EXPECT_EQ(engine(1), unharmed);
+  std::printf("killed engines of two of three replicas %d times under 60 requests\n", kills);
+}
+
+TEST_F(Supervision, ARequestThatKillsEveryEngineMeetsOnlyItsOwnReplica) {
+  options_.engine.parallel.dp_size = 2;
+  start_and_wait();
+  const pid_t unharmed = engine(0);
+  for (int i = 0; i < 5; ++i) add_to(0, request(i, 10, 300));
+  for (int i = 5; i < 9; ++i) add_to(1, request(i, 10, 300));
+  add_to(1, request(kKills, 10, 300));
+  submit();
+  run_until([this] { return all_finished(); });
+  for (size_t i = 0; i + 1 < sequences_.size(); ++i) expect_exact(i);
+  EXPECT_EQ(ear_->heard.back().finish->error, ErrorKind::kInternal);
+  EXPECT_EQ(replica(1).supervisor().restarts(), static_cast<uint64_t>(Ledger::kPoisonStrikes));
+  EXPECT_EQ(engine(0), unharmed);
+}
+
+TEST_F(Supervision, AReplicaThatIsGivenUpEndsTheServerWhenTheOthersAreDone) {
+  options_.engine.parallel.dp_size = 2;
+  options_.max_engine_restarts = 0;
+  start_and_wait();
+  add_to(0, request(3, 10, 300));
+  add_to(1, request(4, 10, 300));
+  submit();
+  run_until([&] { return !ear_->heard[0].tokens.empty() && !ear_->heard[1].tokens.empty(); });
+  ::kill(engine(1), SIGKILL);
+  run_until([this] { return ended_.has_value(); });
+  EXPECT_EQ(ended_, 1);
+  expect_exact(0);
+  ASSERT_TRUE(ear_->heard[1].finish);
+  EXPECT_EQ(ear_->heard[1].finish->error, ErrorKind::kInternal);
+  EXPECT_EQ(engine(0), -1);
 }
 
 TEST_F(Supervision, DuplicateRidsAreRefused) {

@@ -202,5 +202,15 @@ TEST(Program, SaysWhyParallelFlagsDoNotGoTogether) {
   EXPECT_EQ(plait("generate --prompt x" + flags).status, 2);
 }
 
+TEST(Program, ReplicasAreForServing) {
+  const std::string flags = " --dp-size 2 --model-path " + kDemo;
+  const Outcome check = plait("check" + flags);
+  EXPECT_EQ(check.status, 0) << check.out;
+  EXPECT_THAT(check.out, HasSubstr("replicas     2 engine processes under plait serve"));
+  const Outcome generate = plait("generate --prompt x" + flags);
+  EXPECT_EQ(generate.status, 1);
+  EXPECT_THAT(generate.error, HasSubstr("only plait serve runs them"));
+}
+
 }  // namespace
 }  // namespace plait

@@ -87,9 +87,10 @@ int64_t run(Engine& engine, Batcher& batcher, Outputs& outputs, int most_under_w
       all.routed_experts.count += news.routed_experts.count;
       all.routed_experts.ids += news.routed_experts.ids;
       // With a token come all rows before it.
-      if (const Request& request = sent.at(news.id); request.return_routed_experts && !news.tokens.empty())
+      if (const Request& request = sent.at(news.id); request.return_routed_experts && !news.tokens.empty()) {
         EXPECT_EQ(all.routed_experts.count,
                   std::ssize(request.prompt_ids) + std::ssize(all.tokens) - 1 - request.routed_experts_start);
+      }
       if (news.finish) all.finish = std::move(news.finish);
     }
   }

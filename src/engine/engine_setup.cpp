@@ -52,8 +52,6 @@ Result<ParallelConfig> parallel_of(const EngineOptions& options, const ModelFact
         fmt::format("--dp-size {} without --enable-dp-attention means whole replicas, each an engine process of its "
                     "own; only plait serve runs them. Here leave --dp-size out, or add --enable-dp-attention",
                     config.dp_size));
-  if (config.prefill_cp_kv_sharded)
-    return unsupported("--prefill-cp-kv-sharded: context ranks of this version keep complete KV pages");
   return config;
 }
 
@@ -169,6 +167,10 @@ Result<MemoryPlan> plan_engine_memory(const EngineOptions& options, const Engine
   for (size_t i = 0; i < needs.kv.components.size(); ++i) {
     needs.kv.components[i].layers = 0;
     for (const auto& model : setup.models) needs.kv.components[i].layers += model->kv_spec().components[i].layers;
+    if (!setup.parallel.prefill_cp_kv_sharded) continue;
+    // A part of the pages for each context rank, and a layer's whole pages at once (engine/context_pages.h).
+    const int64_t members = setup.parallel.attn_cp_size;
+    needs.kv.components[i].layers = (needs.kv.components[i].layers + members - 1) / members + std::ssize(setup.models);
   }
   if (options.keep_routed_experts)
     needs.routed_expert_bytes_per_token = dp * RoutedExpertShape::of(setup.config).row_bytes();

@@ -27,7 +27,7 @@ void RankBackend::begin(const Plan& plan, const AgreedStep& step, ForwardObserve
   logit_places_.emplace(plan, step.logit_rows, parts_.rank);
   places_ = &*token_places_;
   choices_.clear();
-  parts_.model->begin_step(own_step(), own_rows());
+  parts_.model->begin_step(parts_.context_pages ? parts_.context_pages->begin(own_step()) : own_step(), own_rows());
 }
 
 // Of this data-parallel rank's step, in the order in which the rank holds them; empty: all, as they are.
@@ -211,13 +211,16 @@ RowBlock RankBackend::attention(const Rows& x, int64_t layer) {
   Rows all;  // what the other context ranks' rows leave in the cache, with the own
   ModelStages::AllCacheRows gather;
   if (plan_->form.context_parallel) gather = [&](ConstRows own) { return gather_cache_rows(own, all); };
-  if (parts_.model->projection_is_shared()) {
-    parts_.model->attention(parts_.context, layer, *parts_.kv, x.view(), gather, y.view());
-    return y;
+  Rows projected;
+  if (!parts_.model->projection_is_shared()) {
+    projected = arena_.take(x.rows(), parts_.model->projection_width());
+    parts_.model->project(parts_.context, layer, x.view(), projected.view());
   }
-  Rows projected = arena_.take(x.rows(), parts_.model->projection_width());
-  parts_.model->project(parts_.context, layer, x.view(), projected.view());
-  parts_.model->attention(parts_.context, layer, *parts_.kv, projected.view(), gather, y.view());
+  const plait::Rows in = parts_.model->projection_is_shared() ? x.view() : projected.view();
+  ContextPages* const pages = parts_.context_pages;
+  if (pages) check(pages->bring(layer, parts_.groups(plan_->axes.attn_cp())));
+  parts_.model->attention(parts_.context, layer, pages ? pages->gathered() : *parts_.kv, in, gather, y.view());
+  if (pages) pages->keep(layer);
   return y;
 }
 

@@ -13,6 +13,7 @@
 
 #include "comm/communicator.h"
 #include "comm/expert_exchange.h"
+#include "engine/context_pages.h"
 #include "engine/routed_expert_pool.h"
 #include "engine/row_blocks.h"
 #include "engine/step_places.h"
@@ -36,6 +37,7 @@ struct AgreedStep {
   StepRows rows;        // of tokens
   StepRows logit_rows;  // of rows whose logits are wanted
   comm::ExchangeForm exchange_form = comm::ExchangeForm::kNormal;
+  int64_t page_tokens = 0;
   std::span<const Step> of_dp_ranks;  // [dp], token ids and positions padded to `rows`
   // [dp][state slot] what the step before chose; known by the time that a rank embeds this one.
   std::span<const std::vector<int32_t>> chosen_before;
@@ -51,6 +53,7 @@ class RankBackend {
     ModelStages* model = nullptr;
     const ModelConfig* config = nullptr;
     const KvMemory* kv = nullptr;
+    ContextPages* context_pages = nullptr;  // null: every context rank has all pages, in `kv`
     kernels::Context context;
     Groups groups;
     RoutedExpertPool* routed_experts = nullptr;  // of the data-parallel rank; null: choices are not kept

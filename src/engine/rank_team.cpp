@@ -8,6 +8,7 @@
 #include "base/assert.h"
 #include "base/launch_region.h"
 #include "base/thread_pool.h"
+#include "engine/engine_setup.h"
 #include "layout/planner.h"
 #include "model/model_facts.h"
 #include "topology/rules.h"
@@ -42,6 +43,7 @@ struct RankTeam::Rank {
   std::unique_ptr<ThreadPool> pool;
   kernels::Workspace workspace;
   std::optional<KvPool> kv;
+  std::optional<ContextPages> context_pages;
   std::map<uint32_t, comm::Communicator> groups;  // by axes
   std::optional<comm::Communicator> pipeline;
   std::unique_ptr<comm::ExpertExchange> exchange;
@@ -55,6 +57,7 @@ Result<std::unique_ptr<RankTeam>> RankTeam::create(const ModelConfig& config, co
   std::unique_ptr<RankTeam> team(new RankTeam(config, options, Topology(options.parallel)));
   ModelFacts facts = model_facts(config);
   facts.activation_bytes = sizeof(float);  // as CPU ranks keep and exchange them
+  facts.cache_bytes = size_of(models.front()->kv_spec().components.front().dtype);
   for (const bool context_parallel : {false, true}) {
     if (context_parallel && options.parallel.attn_cp_size == 1) continue;
     const StepForm form{.context_parallel = context_parallel};
@@ -184,19 +187,26 @@ Status RankTeam::finish_loading() {
 
 void RankTeam::allocate_kv(int64_t pages, int64_t page_tokens, int64_t sequences) {
   state_slots_ = sequences;
+  page_tokens_ = page_tokens;
   for (Launch& launch : launches_)
     launch.chosen.assign(static_cast<size_t>(dp_ranks()), std::vector<int32_t>(static_cast<size_t>(sequences), 0));
   if (options_.keep_routed_experts)
     for (int dp = 0; dp < dp_ranks(); ++dp)
       routed_experts_.push_back(std::make_unique<RoutedExpertPool>(RoutedExpertShape::of(config_), pages, page_tokens));
   for (const auto& rank : ranks_) {
-    rank->kv.emplace(rank->model->kv_spec(), pages, page_tokens, sequences);
+    const KvSpec spec = rank->model->kv_spec();
+    const int context_ranks = options_.parallel.prefill_cp_kv_sharded ? options_.parallel.attn_cp_size : 1;
+    rank->kv.emplace(spec, pages_per_member(pages, context_ranks), page_tokens, sequences);
+    if (context_ranks > 1)
+      rank->context_pages.emplace(spec, rank->kv->memory(), shard_of(topology_, plan().facts, rank->index).layers.begin,
+                                  context_ranks, rank->at.attn_cp);
     const kernels::Context context{rank->pool.get(), &rank->workspace, options_.model.implementation,
                                    options_.model.activation};
     rank->backend.emplace(RankBackend::Parts{
         .model = rank->model.get(),
         .config = &config_,
         .kv = &rank->kv->memory(),
+        .context_pages = rank->context_pages ? &*rank->context_pages : nullptr,
         .context = context,
         .groups = [&rank = *rank](AxisSet axes) -> comm::Communicator& { return rank.groups.at(axes.bits()); },
         .routed_experts = routed_experts_.empty() ? nullptr : routed_experts_[rank->at.attn_dp].get(),
@@ -300,6 +310,7 @@ void RankTeam::prepare(Launch& launch, std::span<const Step* const> of_dp_ranks)
   for (const Step* step : of_dp_ranks) launch.padded.push_back(*step);
   AgreedStep& agreed = launch.step;
   agreed.sequence_number = launched_ + 1;
+  agreed.page_tokens = page_tokens_;
   agreed.rows = pad_rows(std::move(rows), alignment, mode);
   agreed.logit_rows = pad_rows(std::move(logit_rows), {.shards = alignment.shards}, mode);
   for (size_t dp = 0; dp < launch.padded.size(); ++dp) {

@@ -151,6 +151,7 @@ class RankTeam {
   // One more than can be under way, and the one before those, which the oldest refers to.
   std::array<Launch, kMostStepsUnderWay + 2> launches_;
   int64_t state_slots_ = 0;
+  int64_t page_tokens_ = 0;
   int64_t low_latency_tokens_ = 0;  // of a rank, that the low-latency exchange has room for
   uint64_t launched_ = 0;           // steps are numbered from 1
   uint64_t collected_ = 0;

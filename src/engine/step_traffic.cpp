@@ -23,6 +23,10 @@ class Tally {
     if (step.stage.kind == StageKind::kSendReceive)
       add(CollectiveKind::kSendReceive, "hidden state", bytes_per_token(plan_, step));
     for (const StageTraffic& inside : step.stage.inside) {
+      if (inside.of_history) {
+        add_history(inside, step);
+        continue;
+      }
       const bool experts = inside.kind == CollectiveKind::kAllToAll;
       add(inside.kind, experts ? "experts" : inside.what,
           bytes_per_token(plan_, inside, step.stage.needs.value_or(step.in.layout)));
@@ -34,6 +38,16 @@ class Tally {
   void add(CollectiveKind kind, const std::string& what, double bytes_per_token) {
     const char* operation = kind == CollectiveKind::kSendReceive ? "send" : name_of(kind);
     traffic_[{operation, what}] += bytes_per_token * rows_ * plan_.config.tp_size;
+  }
+
+  // Every rank of a data-parallel rank brings the pages of its sequences together.
+  void add_history(const StageTraffic& inside, const StageStep& step) {
+    size_t pages = 0;
+    for (const Step& of_dp : step_.of_dp_ranks) pages += pages_with_history(of_dp, step_.page_tokens).size();
+    const auto ranks = static_cast<double>(plan_.config.tp_size) / static_cast<double>(step_.of_dp_ranks.size());
+    traffic_[{name_of(inside.kind), inside.what}] += bytes_per_token(plan_, inside, step.in.layout) *
+                                                     static_cast<double>(pages) *
+                                                     static_cast<double>(step_.page_tokens) * ranks;
   }
 
   const Plan& plan_;

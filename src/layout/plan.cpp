@@ -68,6 +68,8 @@ double bytes_per_token(const Plan& plan, const Collective& collective) {
 }
 
 double bytes_per_token(const Plan& plan, const StageTraffic& traffic, const Layout& rows) {
+  if (traffic.of_history)
+    return ring_bytes(traffic.kind, plan.axes.width(traffic.axes), static_cast<double>(traffic.row_bytes));
   const double own = rows_held(plan, rows.sharded) * static_cast<double>(traffic.row_bytes);
   if (traffic.kind == CollectiveKind::kAllToAll) return own * traffic.rows_per_token;
   // Rows come together along axes that shard them, columns along the others.

@@ -62,7 +62,8 @@ std::string stage_lines(const Plan& plan, const StageStep& step) {
         line("*", "send_receive", "pp", format_token_bytes(bytes_per_token(plan, step)), describe(plan.axes, step.out));
   for (const StageTraffic& traffic : step.stage.inside)
     text += line("*", fmt::format("  {}: {}", name_of(traffic.kind), traffic.what), plan.axes.group_name(traffic.axes),
-                 format_token_bytes(bytes_per_token(plan, traffic, step.in.layout)), "inside");
+                 format_token_bytes(bytes_per_token(plan, traffic, step.in.layout)),
+                 traffic.of_history ? "inside, for each cached token" : "inside");
   return text;
 }
 
@@ -99,7 +100,8 @@ json::object to_object(const Plan& plan, const StageStep& step) {
                                   {"collective", name_of(traffic.kind)},
                                   {"group", plan.axes.group_name(traffic.axes)},
                                   {"ranks", plan.axes.width(traffic.axes)},
-                                  {"bytes_per_token", bytes_per_token(plan, traffic, step.in.layout)}});
+                                  {traffic.of_history ? "bytes_per_cached_token" : "bytes_per_token",
+                                   bytes_per_token(plan, traffic, step.in.layout)}});
   if (!inside.empty()) object["inside"] = std::move(inside);
   return object;
 }

@@ -42,10 +42,18 @@ struct Declarer {
     StageDeclaration stage{
         .kind = StageKind::kAttention, .needs = attention_rows(), .owes = axes.attn_tp(), .width = facts.hidden};
     if (form.context_parallel) {
-      stage.inside.push_back({.what = config.prefill_cp_kv_sharded ? "KV latents of the whole context" : "KV latents",
+      stage.inside.push_back({.what = "KV latents",
                               .kind = CollectiveKind::kAllGather,
                               .axes = axes.attn_cp(),
                               .row_bytes = facts.latent_width * facts.activation_bytes});
+    }
+    // Also where the step's rows are not divided: each context rank has a part of the pages only.
+    if (config.prefill_cp_kv_sharded) {
+      stage.inside.push_back({.what = "KV pages",
+                              .kind = CollectiveKind::kAllGather,
+                              .axes = axes.attn_cp(),
+                              .row_bytes = facts.latent_width * facts.cache_bytes,
+                              .of_history = true});
     }
     return stage;
   }

@@ -50,9 +50,10 @@ struct StageTraffic {
   std::string what;
   CollectiveKind kind = CollectiveKind::kAllGather;
   AxisSet axes;
-  int64_t row_bytes = 0;        // of a token (for logits: of a selected row)
+  int64_t row_bytes = 0;        // of a token (for logits: of a selected row; of history: of a cached token)
   bool after = false;           // the stage's work; else before or during it
   double rows_per_token = 1.0;  // copies that leave the rank: those of a token's experts that are elsewhere
+  bool of_history = false;      // as many rows as the step's sequences have cached before it, by whole pages
 };
 
 struct StageDeclaration {

@@ -26,6 +26,7 @@ struct ModelFacts {
   int64_t shared_intermediate = 0;  // of all shared experts together; 0: none
   int64_t fp8_block = 0;            // side of a scale's block in FP8 weights; 0: no such weights
   int64_t activation_bytes = 2;     // per element of the hidden state on the wire
+  int64_t cache_bytes = 2;          // per element of the KV cache
 
   bool layer_has_experts(int64_t layer) const {
     return experts > 0 && layer >= first_expert_layer && layer % expert_layer_stride == 0;

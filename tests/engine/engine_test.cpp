@@ -46,6 +46,22 @@ std::vector<int32_t> greedy(Engine& engine, const std::vector<int32_t>& prompt, 
   return output;
 }
 
+// A quarter of the pages on each of four ranks, and one of six layers whole.
+TEST(Engine, DividedKvPagesTakeLessMemory) {
+  EngineOptions options = demo_options("demo");
+  options.max_total_tokens = 1 << 16;
+  options.parallel = {.tp_size = 4, .attn_cp_size = 4, .enable_prefill_cp = true};
+  const auto kv_bytes = [&](bool divided) {
+    options.parallel.prefill_cp_kv_sharded = divided;
+    const std::unique_ptr<Engine> engine = create(options);
+    // The last pages of the pool, which are those that a wrong size would not have.
+    EXPECT_EQ(greedy(*engine, {5, 6, 7, 8, 9, 10, 11}, 20).size(), 20u);
+    EXPECT_EQ(engine->kv_pages(), 4096);
+    return engine->memory_plan().kv_bytes;
+  };
+  EXPECT_EQ(kv_bytes(true) * 24, kv_bytes(false) * 10);
+}
+
 TEST(Engine, AnswersAsTheGoldensDo) {
   for (const char* name : {"demo", "demo-fp8"}) {
     EngineOptions options = demo_options(name);

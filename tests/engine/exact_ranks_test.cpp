@@ -25,7 +25,8 @@ namespace {
 constexpr int kMostRanks = 8;
 constexpr ExactFamily kFamilies[] = {ExactFamily::kV2Lite, ExactFamily::kV3};
 
-// All parallel flags that place rows or weights, and both forms of the expert exchange; fusion is not among them.
+// All parallel flags that place rows, weights or KV pages, and both forms of the expert exchange; fusion is not among
+// them.
 std::vector<ParallelConfig> all_configurations() {
   std::vector<ParallelConfig> all;
   for (const ParallelConfig& config : plait::test::valid_configurations(kMostRanks)) {
@@ -34,6 +35,9 @@ std::vector<ParallelConfig> all_configurations() {
     for (const DeepepMode mode : modes) {
       all.push_back(config);
       all.back().deepep_mode = mode;
+      if (config.attn_cp_size == 1) continue;
+      all.push_back(all.back());
+      all.back().prefill_cp_kv_sharded = true;
     }
   }
   return all;

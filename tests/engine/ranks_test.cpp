@@ -112,7 +112,7 @@ class Team {
 // Every configuration of 2 to 8 ranks that the rules accept as it is, in a fixed random order.
 std::vector<ParallelConfig> configurations(const ModelFacts& facts) {
   // One number of each list, in all combinations.
-  const std::vector<std::vector<int>> choices = {{1, 2, 4, 8}, {1, 2, 4}, {1, 2, 4}, {1, 2, 4, 8}, {1, 2},
+  const std::vector<std::vector<int>> choices = {{1, 2, 4, 8}, {1, 2, 4}, {1, 2, 4}, {1, 2, 4, 8}, {1, 2}, {0, 1},
                                                  {0, 1},       {0, 1},    {0, 1},    {0, 1},       {0, 1}};
   size_t combinations = 1;
   for (const auto& choice : choices) combinations *= choice.size();
@@ -132,8 +132,9 @@ std::vector<ParallelConfig> configurations(const ModelFacts& facts) {
     config.enable_dp_lm_head = drawn[6];
     config.enable_allreduce_fusion = drawn[7];
     if (drawn[9]) config.moe_a2a_backend = MoeA2a::kAllToAll;
+    config.prefill_cp_kv_sharded = drawn[10];
     const bool said_twice =
-        (config.enable_dp_lm_head && config.dp_size == 1) || (drawn[8] && !config.enable_prefill_cp);
+        (config.enable_dp_lm_head && config.dp_size == 1) || ((drawn[8] || drawn[10]) && !config.enable_prefill_cp);
     if (said_twice || config.world_size() == 1 || config.world_size() > 8) continue;
     const ParallelVerdict verdict = judge(config, &facts);
     if (verdict.accepted() && verdict.config == config) all.push_back(config);
@@ -247,7 +248,7 @@ TEST(Ranks, MoveTheBytesThatThePlanAnnounces) {
   const GoldenFolder golden = GoldenFolder::read("v3");
   const std::vector<ParallelConfig> all = configurations(model_facts(golden.config));
   const auto cases = static_cast<size_t>(repetitions(60));
-  int collectives = 0;
+  int collectives = 0, sharded = 0;
   for (size_t i = 0; i < cases; ++i) {
     const ParallelConfig& config = all[i];
     SCOPED_TRACE(to_flags(config));
@@ -261,9 +262,14 @@ TEST(Ranks, MoveTheBytesThatThePlanAnnounces) {
     std::vector<Team::Sequence*> present;
     for (Team::Sequence& sequence : sequences) present.push_back(&sequence);
     const std::vector<int32_t> ids(8, 3);
-    team.append(present, std::vector<std::vector<int32_t>>(present.size(), ids), 8);
+    // The second step has history, whose pages move where context ranks have a part of them each.
+    team.append(present, std::vector<std::vector<int32_t>>(present.size(), ids), 16);
+    const StepTraffic before = team.ranks().traffic();
+    team.append(present, std::vector<std::vector<int32_t>>(present.size(), ids), 16);
 
-    const StepTraffic moved = team.ranks().traffic();
+    StepTraffic moved = team.ranks().traffic();
+    for (const auto& [name, bytes] : before) moved[name] -= bytes;
+    sharded += config.prefill_cp_kv_sharded;
     StepTraffic planned = planned_traffic(team.ranks().last_plan(), team.ranks().last_step());
     for (const auto& [name, bytes] : moved) {
       const auto plan = planned.extract(name);
@@ -282,7 +288,9 @@ TEST(Ranks, MoveTheBytesThatThePlanAnnounces) {
     for (const auto& [name, bytes] : planned)
       EXPECT_EQ(bytes, 0) << name.first << " of " << name.second << " is planned and moves nothing";
   }
-  std::printf("%d collectives of %zu configurations moved the bytes that their plans announce\n", collectives, cases);
+  std::printf(
+      "%d collectives of %zu configurations moved the bytes that their plans announce, %d with divided KV pages\n",
+      collectives, cases, sharded);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""Parallel modes change nothing that a client sees: the demo model's answers in twelve configurations of ranks."""
+"""Parallel modes change nothing that a client sees: the demo model's answers in thirteen configurations of ranks."""
 
 import concurrent.futures
 import re
@@ -22,6 +22,7 @@ CONFIGURATIONS = {
     "tp4 cp4": "--tp-size 4 --attn-cp-size 4 --enable-prefill-cp --moe-a2a-backend none",
     "tp4 cp2 zigzag a2a": "--tp-size 4 --attn-cp-size 2 --cp-strategy zigzag --moe-a2a-backend a2a",
     "tp8 dp2 cp2": "--tp-size 8 --dp-size 2 --enable-dp-attention --attn-cp-size 2 --ep-size 4",
+    "tp4 cp4 kv sharded": "--tp-size 4 --attn-cp-size 4 --enable-prefill-cp --prefill-cp-kv-sharded",
     "pp3": "--pp-size 3",
     "pp2 tp2 dp2": "--pp-size 2 --tp-size 2 --dp-size 2 --enable-dp-attention",
     "tp4 moe_dp2 ep2": "--tp-size 4 --moe-dp-size 2 --ep-size 2",

@@ -147,7 +147,7 @@ def test_second_signal_ends_at_once(serve):
 
 
 def test_hang_up_leaves_nothing_behind(serve):
-    server = serve()
+    server = serve(program_prefix=("env", "--default-signal=HUP"))  # the tests may run under nohup
     engine = server.engine_pid()
     server.process.send_signal(signal.SIGHUP)
     server.process.wait(10)

@@ -157,8 +157,8 @@ Result<MemoryPlan> plan_engine_memory(const EngineOptions& options, const Engine
     needs.scratch_bytes += model->scratch_bytes(rows, setup.context_tokens);
   }
   const ModelFacts facts = model_facts(setup.config);
+  const StepLimits limits = step_limits(setup.parallel, options.max_running_requests, options.chunked_prefill_tokens);
   if (uses_exchange(facts, setup.parallel)) {
-    const StepLimits limits = step_limits(setup.parallel, options.max_running_requests, options.chunked_prefill_tokens);
     PLAIT_ASSIGN_OR_RETURN(const auto exchange, exchange_options(facts, setup.parallel, limits, setup.activation));
     needs.scratch_bytes += comm::low_latency_bytes(exchange, setup.parallel.ep_size) * setup.models.size();
   }
@@ -177,7 +177,7 @@ Result<MemoryPlan> plan_engine_memory(const EngineOptions& options, const Engine
   needs.page_tokens = options.page_tokens;
   needs.mem_fraction_static = options.mem_fraction_static;
   needs.max_total_tokens = options.max_total_tokens;
-  needs.max_running_requests = (options.max_running_requests + dp - 1) / dp;
+  needs.max_running_requests = limits.decode.requests_per_rank;
   needs.context_tokens = setup.context_tokens;
   return plan_memory(needs);
 }

@@ -8,7 +8,7 @@ namespace {
 // Least sizes of sequence elements on the wire.
 constexpr size_t kStepSequenceBytes = 4 + 8 + 4 * 8;
 constexpr size_t kStepBytes = 8 + 1 + 6 * 8;
-constexpr size_t kSamplingRowBytes = 1 + 2 * 8 + 8 + 8 + 1 + 4 + 4 + 8;
+constexpr size_t kSamplingRowBytes = 1 + 2 * 8 + 4 + 8 + 8 + 1 + 4 + 4 + 8;
 constexpr size_t kSampledTokenBytes = 4 + 4 + 8 + 8 + 1;
 constexpr size_t kSequenceBytes = 8;
 
@@ -25,9 +25,11 @@ constexpr auto kStep = [](auto& io, auto& m) {
 };
 
 constexpr auto kSamplingRow = [](auto& io, auto& m) {
-  auto& [params, prompt_ids, output_ids, output_index, end_ids, want_logprob, top_logprobs, target_id, logprob_ids] = m;
+  auto& [params, prompt_ids, output_ids, newest_id, output_index, end_ids, want_logprob, top_logprobs, target_id,
+         logprob_ids] = m;
   io.optional(params, [](auto& params_io, auto& value) { describe_sampling(params_io, value); });
-  fields(io, prompt_ids, output_ids, output_index, end_ids, want_logprob, top_logprobs, target_id, logprob_ids);
+  fields(io, prompt_ids, output_ids, newest_id, output_index, end_ids, want_logprob, top_logprobs, target_id,
+         logprob_ids);
 };
 
 constexpr auto kOrder = [](auto& io, auto& m) {
@@ -71,7 +73,8 @@ std::string encode_with(const M& message, const Describe& describe) {
 
 OwnedSamplingRow OwnedSamplingRow::of(const SamplingRow& row) {
   const auto copy = [](std::span<const int32_t> ids) { return std::vector<int32_t>(ids.begin(), ids.end()); };
-  OwnedSamplingRow owned{.output_index = row.output_index,
+  OwnedSamplingRow owned{.newest_id = row.newest_id,
+                         .output_index = row.output_index,
                          .end_ids = copy(row.end_ids),
                          .want_logprob = row.want_logprob,
                          .top_logprobs = row.top_logprobs,
@@ -88,6 +91,7 @@ SamplingRow OwnedSamplingRow::view() const {
   return {.params = params ? &*params : nullptr,
           .prompt_ids = prompt_ids,
           .output_ids = output_ids,
+          .newest_id = newest_id,
           .output_index = output_index,
           .end_ids = end_ids,
           .want_logprob = want_logprob,

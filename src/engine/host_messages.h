@@ -24,6 +24,7 @@ struct OwnedSamplingRow {
   std::optional<SamplingParams> params;
   std::vector<int32_t> prompt_ids;
   std::vector<int32_t> output_ids;
+  int32_t newest_id = kNoToken;
   int64_t output_index = 0;
   std::vector<int32_t> end_ids;
   bool want_logprob = false;

@@ -92,10 +92,8 @@ int HostTeam::host_of_logits(int dp) const {
 }
 
 int HostTeam::most_steps_under_way() const {
-  const int stages = std::min(team_->topology().config().pp_size, RankTeam::kMostStepsUnderWay);
   if (!team_->runs_ahead()) return 1;
-  // Requests are divided among steps under way only where a pipeline gains by it.
-  return channels_ ? stages : std::max(2, stages);
+  return std::max(2, std::min(team_->topology().config().pp_size, RankTeam::kMostStepsUnderWay));
 }
 
 void HostTeam::launch_here(Launch& launch) {

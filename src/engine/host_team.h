@@ -39,8 +39,8 @@ class HostTeam {
   Status launch(std::span<const StepCall> of_dp_ranks);
   Result<SampledRows> collect();  // of the oldest step that was launched
   int most_steps_under_way() const;
-  // A pipeline's first stage, or another host, would wait for the choice: there steps of other requests follow instead.
-  bool knows_future_tokens() const { return !channels_ && team_->topology().config().pp_size == 1; }
+  // A pipeline's first stage would wait for the last one's choice: there steps of other requests follow instead.
+  bool knows_future_tokens() const { return team_->topology().config().pp_size == 1; }
   // From now on no rank waits longer than this for another one.
   Status arm_deadlines(std::chrono::milliseconds limit);
   // The others end by themselves.

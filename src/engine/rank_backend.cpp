@@ -19,7 +19,9 @@ std::string_view name_of_payload(const Collective& collective) {
 
 }  // namespace
 
-void RankBackend::begin(const Plan& plan, const AgreedStep& step, ForwardObserver* observer) {
+void RankBackend::begin(const Plan& plan, const AgreedStep& step, std::span<const int32_t> chosen_before,
+                        ForwardObserver* observer) {
+  chosen_before_ = chosen_before;
   observer_ = observer;
   plan_ = &plan;
   step_ = &step;
@@ -174,7 +176,7 @@ RowBlock RankBackend::embed(const StageStep& step) {
       int64_t place = row - rows.begin[dp];
       if (step.out.layout.order == RowOrderKind::kContext) place = context_order(static_cast<int>(dp)).batch_row(place);
       const int32_t id = step_->of_dp_ranks[dp].token_ids[place];
-      ids.push_back(is_future(id) ? step_->chosen_before[dp][state_slot_of(id)] : id);
+      ids.push_back(is_future(id) ? chosen_before_[state_slot_of(id)] : id);
     }
   Rows y = arena_.take(std::ssize(ids), parts_.config->hidden_size);
   parts_.model->embed(parts_.context, ids, y.view());

@@ -39,8 +39,6 @@ struct AgreedStep {
   comm::ExchangeForm exchange_form = comm::ExchangeForm::kNormal;
   int64_t page_tokens = 0;
   std::span<const Step> of_dp_ranks;  // [dp], token ids and positions padded to `rows`
-  // [dp][state slot] what the step before chose; known by the time that a rank embeds this one.
-  std::span<const std::vector<int32_t>> chosen_before;
 };
 
 class RankBackend {
@@ -64,7 +62,9 @@ class RankBackend {
   };
   explicit RankBackend(const Parts& parts) : parts_(parts) {}
 
-  void begin(const Plan& plan, const AgreedStep& step, ForwardObserver* observer);
+  // `chosen_before`: [state slot] what the step before chose for this data-parallel rank.
+  void begin(const Plan& plan, const AgreedStep& step, std::span<const int32_t> chosen_before,
+             ForwardObserver* observer);
   // What the pipeline stage before sends in that step of a boundary.
   Activation<Rows> receive(const StageStep& send);
   // After the walk: the logits of this data-parallel rank, if it wanted some.
@@ -105,6 +105,7 @@ class RankBackend {
   RowArena arena_;
   const Plan* plan_ = nullptr;
   const AgreedStep* step_ = nullptr;
+  std::span<const int32_t> chosen_before_;
   ForwardObserver* observer_ = nullptr;
   std::optional<StepPlaces> token_places_, logit_places_;
   std::map<uint32_t, std::vector<RoutedExpertPool::Choice>> choices_;  // by the layout of the routed rows

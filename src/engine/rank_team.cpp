@@ -3,6 +3,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <numeric>
 #include <thread>
 
 #include "base/assert.h"
@@ -46,6 +47,8 @@ struct RankTeam::Rank {
   std::optional<ContextPages> context_pages;
   std::map<uint32_t, comm::Communicator> groups;  // by axes
   std::optional<comm::Communicator> pipeline;
+  std::optional<comm::Communicator> attention_ranks;  // of its data-parallel rank, if they live on several hosts
+  std::vector<int32_t> chosen;                        // [state slot] by the step before, from another host
   std::unique_ptr<comm::ExpertExchange> exchange;
   std::optional<RankBackend> backend;
   double busy_seconds = 0;  // of its own thread until a step's end is announced
@@ -111,7 +114,21 @@ Status RankTeam::add_rank(int index, std::unique_ptr<Model> model) {
     PLAIT_ASSIGN_OR_RETURN(comm::Communicator group, world_->communicator(name, stages.ranks, index));
     rank->pipeline.emplace(std::move(group));
   }
+  PLAIT_RETURN_IF_ERROR(add_attention_ranks(*rank));
   ranks_.push_back(std::move(rank));
+  return {};
+}
+
+// The rank that has the logits is the first of them.
+Status RankTeam::add_attention_ranks(Rank& rank) {
+  const ParallelConfig& config = options_.parallel;
+  if (config.pp_size > 1) return {};  // no future tokens there
+  std::vector<int> members(static_cast<size_t>(config.attn_cp_size * config.attn_tp_size()));
+  std::iota(members.begin(), members.end(), logits_rank(rank.at.attn_dp));
+  if (std::ranges::all_of(members, [&](int member) { return world_->is_local(member); })) return {};
+  const std::string name = fmt::format("attention ranks of data-parallel rank {}", rank.at.attn_dp);
+  PLAIT_ASSIGN_OR_RETURN(comm::Communicator group, world_->communicator(name, members, rank.index));
+  rank.attention_ranks.emplace(std::move(group));
   return {};
 }
 
@@ -321,7 +338,6 @@ void RankTeam::prepare(Launch& launch, std::span<const Step* const> of_dp_ranks)
   }
   agreed.of_dp_ranks = launch.padded;
   agreed.exchange_form = exchange_form(agreed.rows, any_prefill);
-  agreed.chosen_before = launch_of(launched_).chosen;
 }
 
 Status RankTeam::collect() {
@@ -383,15 +399,36 @@ void RankTeam::wait_for_chosen(const Launch& launch) {
   if (launch.choosing > 0) throw RankFailure(failure_.value_or(cancelled("the ranks end")));
 }
 
+// What stands for the future tokens of the step. The host that chose them tells the others.
+std::span<const int32_t> RankTeam::chosen_before(Rank& rank, uint64_t number) {
+  const Launch& launch = launch_of(number);
+  const int dp = rank.at.attn_dp;
+  const std::span<const int32_t> chosen_here = launch_of(number - 1).chosen[dp];
+  if (!launch.needs_chosen) return chosen_here;
+  wait_for_chosen(launch_of(number - 1));
+  if (!rank.attention_ranks) return chosen_here;
+  std::vector<int32_t> slots, ids;
+  for (const int32_t id : launch.padded[dp].token_ids)
+    if (is_future(id)) slots.push_back(state_slot_of(id));
+  if (slots.empty()) return chosen_here;
+  for (const int32_t slot : slots) ids.push_back(chosen_here[slot]);
+  const Status told = rank.attention_ranks->broadcast(
+      "chosen tokens", ids.data(), std::ssize(ids) * int64_t{sizeof(int32_t)}, DType::kU8, /*root=*/0);
+  if (told.has_error()) throw RankFailure(told.error());
+  rank.chosen.resize(chosen_here.size());
+  for (size_t i = 0; i < slots.size(); ++i) rank.chosen[slots[i]] = ids[i];
+  return rank.chosen;
+}
+
 void RankTeam::run_step(Rank& rank, uint64_t number) {
   Launch& launch = launch_of(number);
-  if (launch.needs_chosen) wait_for_chosen(launch_of(number - 1));
+  const std::span<const int32_t> before = chosen_before(rank, number);
   Stopwatch busy;
   const LaunchRegion region("launch of a step");
   RankBackend& backend = *rank.backend;
   const Plan& plan = launch.program->plan;
   for (auto& [axes, group] : rank.groups) group.set_step(static_cast<int64_t>(launch.step.sequence_number));
-  backend.begin(plan, launch.step, launch.observer ? launch.observer->of_rank(rank.index) : nullptr);
+  backend.begin(plan, launch.step, before, launch.observer ? launch.observer->of_rank(rank.index) : nullptr);
   Stream<RowBlock> stream;
   PlanWalker walker(backend);
   for (const ScheduledSegment& at : plan.order) {
@@ -411,7 +448,7 @@ void RankTeam::run_step(Rank& rank, uint64_t number) {
   const int dp = rank.at.attn_dp;
   if (rank.index == logits_rank(dp)) {
     backend.own_logits(stream, [&](Rows logits) {
-      launch.choose(dp, *rank.pool, logits, {launch.step.chosen_before[dp], launch.chosen[dp]});
+      launch.choose(dp, *rank.pool, logits, {launch_of(number - 1).chosen[dp], launch.chosen[dp]});
       const std::lock_guard lock(mutex_);
       if (--launch.choosing == 0) chosen_.notify_all();
     });

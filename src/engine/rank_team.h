@@ -118,6 +118,7 @@ class RankTeam {
   static Program make_program(Plan plan);
   RankTeam(const ModelConfig& config, const TeamOptions& options, Topology topology);
   Status add_rank(int index, std::unique_ptr<Model> model);
+  Status add_attention_ranks(Rank& rank);
   Status add_exchange(Rank& rank);
   // A step from launch() to the collect() of the one after it.
   struct Launch {
@@ -137,6 +138,7 @@ class RankTeam {
   const Launch& launch_of(uint64_t number) const { return launches_[number % launches_.size()]; }
   void work(Rank& rank);
   void wait_for_chosen(const Launch& launch);
+  std::span<const int32_t> chosen_before(Rank& rank, uint64_t number);
   void run_step(Rank& rank, uint64_t number);
   std::optional<Error> try_step(Rank& rank, uint64_t number);
 

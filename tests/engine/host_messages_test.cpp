@@ -22,6 +22,7 @@ HostOrder example_order() {
   const SamplingRow chooses{.params = &params,
                             .prompt_ids = prompt,
                             .output_ids = outputs,
+                            .newest_id = -7,
                             .output_index = 3,
                             .end_ids = ends,
                             .want_logprob = true,

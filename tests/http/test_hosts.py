@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from cluster import Cluster, namespaces_permitted
-from harness import EVAL_TASKS, REPOSITORY, eval_answers, note, wait_until
+from harness import EVAL_TASKS, Server, eval_answers, note, wait_until
 from test_parallel import MODEL, one_rank, score  # noqa: F401 -- a fixture
 
 CONFIGURATIONS = {
@@ -38,6 +38,34 @@ def test_answers_are_those_of_one_rank(plait, one_rank, name):  # noqa: F811
     where = "network namespaces" if namespaces_permitted() else "loopback addresses"
     note(f"{hosts} hosts ({where}), {name}: {score(answers)} of {len(EVAL_TASKS)} right, {same} texts equal")
     assert answers == one_rank
+
+
+# What one step's choice does to the next one, while that is under way already: histories, seeds, counts of tokens.
+SAMPLING = {
+    "penalties": {"frequency_penalty": 0.7, "presence_penalty": 0.3, "repetition_penalty": 1.2, "temperature": 0},
+    "seed": {"temperature": 0.9, "top_p": 0.9, "sampling_seed": 7},
+    "at least": {"temperature": 0, "min_new_tokens": 40},
+}
+
+
+def test_steps_that_follow_before_tokens_are_known_choose_the_same(plait):
+    def texts(server, **options):
+        params = {"max_new_tokens": 60, "ignore_eos": True, **options}
+        if "min_new_tokens" in params:
+            params["ignore_eos"] = False
+        prompts = [f"What is {i} + 2?" for i in range(6)]
+        replies = server.post("/generate", {"text": prompts, "sampling_params": params})
+        assert replies.status_code == 200, replies.text
+        return [reply["text"] for reply in replies.json()]
+
+    with Server(plait, "--dtype", "float32", "--disable-overlap-schedule", model=MODEL) as server:
+        expected = {name: texts(server, **options) for name, options in SAMPLING.items()}
+    # The second half of the heads and of the vocabulary lives on another host than the one that chooses.
+    for flags in ["--tp-size 2", "--tp-size 4 --dp-size 2 --enable-dp-attention"]:
+        with Cluster(plait, 2, "--dtype", "float32", *flags.split(), model=MODEL) as cluster:
+            for name, options in SAMPLING.items():
+                assert texts(cluster.first, **options) == expected[name], f"{flags}, {name}"
+    note(f"2 hosts choose as one rank does with {', '.join(SAMPLING)}")
 
 
 def test_hosts_that_differ_do_not_start(plait):

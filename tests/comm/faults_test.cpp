@@ -63,21 +63,21 @@ TEST(Faults, AKilledProcessIsNamedByAllOthers) {
       SCOPED_TRACE(fmt::format("victim {} count {}", victim, count));
       const int port = testing::free_port();
       testing::Processes processes(
-          kNodes, [&](int node, const testing::Processes::Say& say) { serve(port, node, count, 5s, 1 << 30, say); });
+          kNodes, [&](int node, const testing::Processes::Say& say) { serve(port, node, count, 30s, 1 << 30, say); });
       EXPECT_THAT(processes.listen(0, 20s, "running first"), HasSubstr("running"));
       const auto begin = Clock::now();
       processes.signal(victim, SIGKILL);
       for (int node = 0; node < kNodes; ++node) {
         if (node == victim) continue;
-        const std::string said = processes.listen(node, 5s);
+        const std::string said = processes.listen(node, 20s);
         EXPECT_THAT(said, HasSubstr(fmt::format("culprit node {}", victim)));
         EXPECT_THAT(said, HasSubstr(fmt::format("rank {}: kind", 2 * node)));
         EXPECT_THAT(said, HasSubstr(fmt::format("rank {}: kind", 2 * node + 1)));
-        EXPECT_TRUE(processes.ended_well(node, 5s));
+        EXPECT_TRUE(processes.ended_well(node, 20s));
       }
       const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
       fmt::print("killed node {} of {} ({} floats): all others ended after {:.3f} s\n", victim, kNodes, count, seconds);
-      EXPECT_LT(seconds, 3.0);
+      EXPECT_LT(seconds, 15.0) << "seen when the deadline of 30 s passed, not when the connection ended";
     }
   }
 }
@@ -85,7 +85,7 @@ TEST(Faults, AKilledProcessIsNamedByAllOthers) {
 TEST(Faults, AProcessStoppedForLessThanTheDeadlineGoesOn) {
   const int port = testing::free_port();
   testing::Processes processes(
-      kNodes, [&](int node, const testing::Processes::Say& say) { serve(port, node, 256, 5s, 1500, say); });
+      kNodes, [&](int node, const testing::Processes::Say& say) { serve(port, node, 256, 20s, 1500, say); });
   EXPECT_THAT(processes.listen(0, 20s, "running first"), HasSubstr("running"));
   processes.signal(1, SIGSTOP);
   std::this_thread::sleep_for(700ms);
@@ -103,24 +103,24 @@ TEST(Faults, AProcessStoppedForLongerIsNamed) {
     SCOPED_TRACE(victim);
     const int port = testing::free_port();
     testing::Processes processes(
-        kNodes, [&](int node, const testing::Processes::Say& say) { serve(port, node, 256, 600ms, 1 << 30, say); });
+        kNodes, [&](int node, const testing::Processes::Say& say) { serve(port, node, 256, 1s, 1 << 30, say); });
     EXPECT_THAT(processes.listen(0, 20s, "running first"), HasSubstr("running"));
     const auto begin = Clock::now();
     processes.signal(victim, SIGSTOP);
     for (int node = 0; node < kNodes; ++node) {
       if (node == victim) continue;
-      const std::string said = processes.listen(node, 8s);
+      const std::string said = processes.listen(node, 30s);
       EXPECT_THAT(said, HasSubstr(fmt::format("culprit node {}", victim)));
       EXPECT_THAT(said, HasSubstr("layer 3 attention out"));
       EXPECT_THAT(said, HasSubstr(", step "));
       EXPECT_THAT(said, HasSubstr("does not answer"));
     }
     const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-    fmt::print("stopped node {} of {}: all others ended after {:.2f} s, the deadline is 0.6 s\n", victim, kNodes,
+    fmt::print("stopped node {} of {}: all others ended after {:.2f} s, the deadline is 1 s\n", victim, kNodes,
                seconds);
-    EXPECT_LT(seconds, 6.0);
+    EXPECT_LT(seconds, 20.0);
     processes.signal(victim, SIGCONT);  // learns what happened, and ends too
-    EXPECT_THAT(processes.listen(victim, 8s), HasSubstr("culprit node"));
+    EXPECT_THAT(processes.listen(victim, 30s), HasSubstr("culprit node"));
   }
 }
 
@@ -131,16 +131,16 @@ TEST(Faults, ALateRankInAnotherProcessIsNamed) {
   testing::Processes processes(kNodes, [&](int node, const testing::Processes::Say& say) {
     log::initialise(log::Level::kOff, "");
     auto world = World::join(testing::options_for(port, kNodes, node, 2)).value();
-    if (node != kLate / 2) world->set_deadline(500ms);
+    if (node != kLate / 2) world->set_deadline(1s);
     testing::run_ranks(*world, std::array{0, 1, 2, 3, 4, 5}, "tp", [&](Communicator& comm) {
-      if (comm.rank() == kLate) std::this_thread::sleep_for(1500ms);
+      if (comm.rank() == kLate) std::this_thread::sleep_for(3s);
       (void)comm.barrier("layer 5");
       return testing::Report{};
     });
     say(fmt::format("culprit rank {}: {}", world->failure()->rank, world->failure()->message));
   });
   for (int node = 0; node < kNodes; ++node) {
-    const std::string said = processes.listen(node, 8s);
+    const std::string said = processes.listen(node, 30s);
     EXPECT_THAT(said, HasSubstr("culprit rank 5: "));
     EXPECT_THAT(said, HasSubstr("for rank 5 (node 2, 127.0.0.1) in barrier 'layer 5'"));
   }
@@ -165,9 +165,9 @@ TEST(Faults, CancelReachesOtherProcessesAndGroups) {
     auto comm = world->communicator("shared", std::array{0, 2}, 2).value();
     say("shared: " + comm.barrier("x").error().message);
     other.join();
-    say(Clock::now() - begin < 2s ? "soon" : "late");
+    say(Clock::now() - begin < 15s ? "soon" : "late");
   });
-  const std::string said = processes.listen(1, 8s);
+  const std::string said = processes.listen(1, 30s);
   EXPECT_THAT(said, HasSubstr("own: cancelled: rank 0 ran out of pages"));
   EXPECT_THAT(said, HasSubstr("shared: cancelled: rank 0 ran out of pages"));
   EXPECT_THAT(said, HasSubstr("soon"));
@@ -181,14 +181,14 @@ TEST(Faults, ALateComerIsToldThatTheWorldIsComplete) {
     auto comm = world->communicator("all", std::array{0, 1}, node).value();
     (void)comm.barrier("ready");
     say("ready");
-    std::this_thread::sleep_for(600ms);
+    std::this_thread::sleep_for(1s);
     say(comm.barrier("still alive").has_error() ? "disturbed" : "undisturbed");
   });
-  EXPECT_THAT(processes.listen(0, 10s, "ready"), HasSubstr("ready"));
+  EXPECT_THAT(processes.listen(0, 30s, "ready"), HasSubstr("ready"));
   auto third = meet(testing::options_for(port, 2, 1, 1));
   ASSERT_TRUE(third.has_error());
   EXPECT_THAT(third.error().message, HasSubstr("all nodes of this engine are here already"));
-  for (int node = 0; node < 2; ++node) EXPECT_THAT(processes.listen(node, 8s), HasSubstr("undisturbed"));
+  for (int node = 0; node < 2; ++node) EXPECT_THAT(processes.listen(node, 30s), HasSubstr("undisturbed"));
 }
 
 }  // namespace

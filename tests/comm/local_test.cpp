@@ -124,13 +124,13 @@ TEST(Local, CallsThatDoNotMatchAreReportedNotHung) {
   for (const Mismatch& c : cases) {
     SCOPED_TRACE(c.what);
     auto world = World::local(3);
-    world->set_deadline(milliseconds(20000));
+    world->set_deadline(milliseconds(60000));
     const auto begin = Clock::now();
     const auto statuses = run(*world, first_ranks(3), [&](Communicator& comm) -> Status {
       PLAIT_RETURN_IF_ERROR((comm.rank() == 2 ? c.other : c.usual)(comm));
       return comm.barrier("after");  // whoever got through waits here
     });
-    EXPECT_LT(Clock::now() - begin, milliseconds(5000));
+    EXPECT_LT(Clock::now() - begin, milliseconds(30000)) << "by the deadline, not by the mismatch";
     EXPECT_GE(count_kind(statuses, ErrorKind::kInternal), 1);
     EXPECT_EQ(count_kind(statuses, ErrorKind::kInternal) + count_kind(statuses, ErrorKind::kCancelled), 3);
     ASSERT_TRUE(world->failure().has_value());
@@ -154,7 +154,7 @@ TEST(Local, ImpossibleArgumentsAreRefusedAndFreeThePeers) {
 TEST(Local, TheLateRankIsNamed) {
   for (int late = 0; late < 4; ++late) {
     auto world = World::local(4);
-    world->set_deadline(milliseconds(100));
+    world->set_deadline(milliseconds(800));  // far above what a busy machine delays the others
     std::atomic<bool> over{false};
     const auto statuses = run(*world, first_ranks(4), [&](Communicator& comm) -> Status {
       comm.set_step(42);
@@ -181,6 +181,7 @@ TEST(Local, TheLateRankIsNamed) {
 
 TEST(Local, TheDeadlineOfAGroupAndOfAReceiver) {
   auto world = World::local(2);
+  world->set_deadline(milliseconds(60000));
   const auto begin = Clock::now();
   const auto statuses = run(*world, first_ranks(2), [&](Communicator& comm) -> Status {
     comm.set_deadline(milliseconds(50));
@@ -188,9 +189,10 @@ TEST(Local, TheDeadlineOfAGroupAndOfAReceiver) {
     return comm.rank() == 0 ? comm.receive("never sent", &data, 1, DType::kF32, 1) : Status{};
   });
   EXPECT_EQ(statuses[0].error().kind, ErrorKind::kDeadline);
-  EXPECT_THAT(statuses[0].error().message, HasSubstr("rank 0 waited 5"));
+  EXPECT_THAT(statuses[0].error().message, HasSubstr("rank 0 waited "));
   EXPECT_THAT(statuses[0].error().message, HasSubstr("for rank 1 in receiving send 'never sent'"));
-  EXPECT_LT(Clock::now() - begin, milliseconds(2000));
+  EXPECT_GE(Clock::now() - begin, milliseconds(50));
+  EXPECT_LT(Clock::now() - begin, milliseconds(30000)) << "the world's deadline, not the group's";
 }
 
 TEST(Local, WithoutADeadlineWaitsAreLong) {
@@ -226,7 +228,7 @@ TEST(Local, OneFailureEndsWaitsInOtherGroups) {
       },
       "a");
   waiting.join();
-  EXPECT_LT(Clock::now() - begin, milliseconds(1000));
+  EXPECT_LT(Clock::now() - begin, milliseconds(20000));
   EXPECT_EQ(other[0].error().kind, ErrorKind::kCancelled);
   EXPECT_THAT(other[0].error().message, HasSubstr("rank 0 ran out of pages"));
 }

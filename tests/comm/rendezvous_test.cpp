@@ -22,14 +22,14 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 using testing::options_for;
 
-// What meet() says to node 1, which differs from node 0 by `change`; node 0 waits 1 s.
+// What meet() says to node 1, which differs from node 0 by `change`; node 0 waits 2 s.
 std::string refusal(const std::function<void(RendezvousOptions&)>& change, std::string* host_says = nullptr) {
   const int port = free_port();
   std::string host_error, guest_error;
   std::thread host([&] {
     auto options = options_for(port, 2, 0, 1);
     options.configuration = {{"--tp-size", "4"}, {"--dtype", "bf16"}};
-    options.limit = milliseconds(1000);
+    options.limit = milliseconds(2000);
     auto meeting = meet(options);
     if (meeting.has_error()) host_error = meeting.error().message;
   });
@@ -43,6 +43,16 @@ std::string refusal(const std::function<void(RendezvousOptions&)>& change, std::
   return guest_error;
 }
 
+// A connection to a node that begins to listen about now.
+Socket connect_when_open(int port) {
+  const auto deadline = Clock::now() + std::chrono::seconds(20);
+  for (;;) {
+    auto socket = connect_to({"127.0.0.1", std::to_string(port)}, deadline);
+    if (!socket.has_error() || Clock::now() >= deadline) return std::move(socket).value();
+    std::this_thread::sleep_for(milliseconds(5));
+  }
+}
+
 TEST(Rendezvous, NodesMeetInAnyOrderAndExchange) {
   const int port = free_port();
   std::vector<std::vector<Node>> nodes(3);
@@ -54,7 +64,7 @@ TEST(Rendezvous, NodesMeetInAnyOrderAndExchange) {
       ASSERT_FALSE(meeting.has_error()) << meeting.error().message;
       nodes[static_cast<size_t>(node)] = meeting.value().nodes;
       blobs[static_cast<size_t>(node)] =
-          meeting.value().exchange({static_cast<uint8_t>(node)}, milliseconds(5000)).value();
+          meeting.value().exchange({static_cast<uint8_t>(node)}, milliseconds(20000)).value();
     });
     std::this_thread::sleep_for(milliseconds(50));
   }
@@ -86,12 +96,11 @@ TEST(Rendezvous, AnotherProtocolIsToldSo) {
   const int port = free_port();
   std::thread host([&] {
     auto options = options_for(port, 2, 0, 1);
-    options.limit = milliseconds(800);
+    options.limit = milliseconds(4000);
     (void)meet(options);
   });
-  std::this_thread::sleep_for(milliseconds(100));
-  const auto deadline = Clock::now() + std::chrono::seconds(3);
-  Socket socket = connect_to({"127.0.0.1", std::to_string(port)}, deadline).value();
+  const auto deadline = Clock::now() + std::chrono::seconds(20);
+  Socket socket = connect_when_open(port);
   (void)read_frame(socket.get(), deadline).value();
   Join join;
   join.version = 99;
@@ -108,20 +117,25 @@ TEST(Rendezvous, TheSameNodeTwiceIsRefused) {
   const int port = free_port();
   std::thread host([&] {
     auto options = options_for(port, 3, 0, 1);
-    options.limit = milliseconds(1500);
+    options.limit = milliseconds(3000);
     (void)meet(options);
   });
-  std::thread first([&] {
-    auto options = options_for(port, 3, 1, 1);
-    options.limit = milliseconds(1500);
-    (void)meet(options);
-  });
-  std::this_thread::sleep_for(milliseconds(400));
-  auto second = meet(options_for(port, 3, 1, 1));
-  ASSERT_TRUE(second.has_error());
-  EXPECT_THAT(second.error().message, HasSubstr("node 1 is here already, from 127.0.0.1"));
-  first.join();
+  std::array<std::string, 2> said;
+  std::vector<std::thread> both;
+  for (std::string& text : said) {
+    both.emplace_back([&] {
+      auto options = options_for(port, 3, 1, 1);
+      options.limit = milliseconds(3000);
+      text = meet(options).error().message;
+    });
+  }
+  for (auto& thread : both) thread.join();
   host.join();
+  EXPECT_EQ(std::ranges::count_if(
+                said, [](auto& text) { return text.find("node 1 is here already, from 127.0.0.1") != text.npos; }),
+            1)
+      << said[0] << "\n"
+      << said[1];
 }
 
 TEST(Rendezvous, AnImpostorWithoutTheSecretIsNotBelieved) {
@@ -132,7 +146,7 @@ TEST(Rendezvous, AnImpostorWithoutTheSecretIsNotBelieved) {
   std::thread impostor([&] {
     std::optional<Socket> guest;
     while (!(guest = accept_one(listener.get()))) std::this_thread::sleep_for(milliseconds(5));
-    const auto deadline = Clock::now() + std::chrono::seconds(3);
+    const auto deadline = Clock::now() + std::chrono::seconds(20);
     (void)send_all(guest->get(), make_frame(FrameType::kHello, encode(Hello{kControlVersion, "0.1.0", {}})), deadline);
     (void)read_frame(guest->get(), deadline);
     (void)send_all(guest->get(), make_frame(FrameType::kWelcome, Digest{}), deadline);
@@ -149,12 +163,11 @@ TEST(Rendezvous, StrangersDisturbNobody) {
   std::vector<std::thread> threads;
   std::atomic<int> met{0};
   threads.emplace_back([&] { met += !meet(options_for(port, 2, 0, 1)).has_error(); });
-  std::this_thread::sleep_for(milliseconds(100));
   std::vector<Socket> silent;
   int strangers = 0;
-  const auto deadline = Clock::now() + std::chrono::seconds(5);
+  const auto deadline = Clock::now() + std::chrono::seconds(30);
   for (int i = 0; i < 100; ++i, ++strangers) {
-    Socket socket = connect_to({"127.0.0.1", std::to_string(port)}, deadline).value();
+    Socket socket = connect_when_open(port);
     const std::string_view text = i % 3 == 0   ? "GET / HTTP/1.0\r\n\r\n"
                                   : i % 3 == 1 ? std::string_view("\x16\x03\x01\0\0", 5)
                                                : "";
@@ -165,7 +178,7 @@ TEST(Rendezvous, StrangersDisturbNobody) {
   threads.emplace_back([&] { met += !meet(options_for(port, 2, 1, 1)).has_error(); });
   for (auto& thread : threads) thread.join();
   EXPECT_EQ(met.load(), 2);
-  EXPECT_LT(Clock::now() - begin, milliseconds(2000));
+  EXPECT_LT(Clock::now() - begin, milliseconds(15000)) << "the limit is 30 s";
   fmt::print("{} strangers at the rendezvous\n", strangers);
 }
 

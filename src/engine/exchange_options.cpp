@@ -5,10 +5,11 @@
 namespace plait {
 
 StepLimits step_limits(const ParallelConfig& parallel, int64_t max_running_requests, int64_t chunked_prefill_tokens) {
-  const int64_t ranks = parallel.attn_dp_size();
-  const auto share = [ranks](int64_t total) { return std::max<int64_t>((total + ranks - 1) / ranks, 1); };
-  return {.decode = {.requests_per_rank = share(max_running_requests)},
-          .prefill_tokens = share(chunked_prefill_tokens)};
+  const auto largest_share = [&](int64_t total) {
+    return std::max<int64_t>(data_parallel_share(total, 0, parallel.attn_dp_size()), 1);
+  };
+  return {.decode = {.requests_per_rank = largest_share(max_running_requests)},
+          .prefill_tokens = largest_share(chunked_prefill_tokens)};
 }
 
 bool uses_exchange(const ModelFacts& facts, const ParallelConfig& parallel) {

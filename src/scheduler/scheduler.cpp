@@ -21,9 +21,8 @@ struct Abort {
 struct AbortAll {};
 using Command = std::variant<Submit, Abort, AbortAll>;
 
-// Of limits that hold for all data-parallel ranks together. What does not divide goes to the first ones.
 SchedulerOptions share_of(const SchedulerOptions& all, int dp, int ranks) {
-  const auto share = [&](int64_t total) { return std::max<int64_t>((total + ranks - 1 - dp) / ranks, 1); };
+  const auto share = [&](int64_t total) { return std::max<int64_t>(data_parallel_share(total, dp, ranks), 1); };
   SchedulerOptions own = all;
   own.max_running_requests = share(all.max_running_requests);
   own.chunked_prefill_tokens = share(all.chunked_prefill_tokens);

@@ -73,7 +73,7 @@ class Ranks {
 
   // Sequences and tokens are those of all data-parallel ranks together.
   void reserve(int64_t sequences, int64_t tokens_each) {
-    const int64_t most = (sequences + team_->dp_ranks() - 1) / team_->dp_ranks();
+    const int64_t most = data_parallel_share(sequences, 0, team_->dp_ranks());
     pages_each_ = (tokens_each + page_tokens_ - 1) / page_tokens_;
     team_->allocate_kv(most * pages_each_, page_tokens_, most);
   }
@@ -81,7 +81,8 @@ class Ranks {
     std::vector<Step> steps;
     for (int dp = 0; dp < team_->dp_ranks(); ++dp) {
       StepBuilder builder(0);
-      for (int64_t i = 0; i < share(sequences, dp); ++i) add(builder, i, rows_each, first_position);
+      const int64_t own = data_parallel_share(sequences, dp, team_->dp_ranks());
+      for (int64_t i = 0; i < own; ++i) add(builder, i, rows_each, first_position);
       steps.push_back(std::move(builder).build());
     }
     std::vector<const Step*> of_dp_ranks;
@@ -133,8 +134,6 @@ class Ranks {
   const RankTeam& team() const { return *team_; }
 
  private:
-  int64_t share(int64_t total, int dp) const { return (total + team_->dp_ranks() - 1 - dp) / team_->dp_ranks(); }
-
   void add(StepBuilder& builder, int64_t sequence, int64_t rows, int64_t first_position) {
     std::vector<int32_t> ids(static_cast<size_t>(rows)), pages(static_cast<size_t>(pages_each_));
     for (int32_t& id : ids) id = static_cast<int32_t>(random_() % static_cast<uint32_t>(vocabulary_));

@@ -12,23 +12,30 @@ namespace plait::app {
 namespace {
 
 constexpr double kProbeSeconds = 2;
+constexpr double kRowProbeSeconds = 0.2;
 
 const char* name_of(BenchOptions::WeightKind weights) {
   return weights == BenchOptions::WeightKind::kFP8 ? "FP8" : "BF16";
 }
 
-Status bench_built_in(const Settings& settings, BenchOptions::WeightKind weights, ThreadPool& pool,
+void bench_rows(ModelRunner& runner, const BenchOptions& options, MachineProbe& probe, BenchReport& report) {
+  bench_model(
+      runner, options, [&] { return probe.ceilings(runner.activation(), kRowProbeSeconds); },
+      [&](const BenchRow& row) { report.row(row); });
+}
+
+Status bench_built_in(const Settings& settings, BenchOptions::WeightKind weights, ThreadPool& pool, MachineProbe& probe,
                       BenchReport& report) {
   const int64_t layers = settings.bench.layers > 0 ? settings.bench.layers : layers_that_fit(weights);
   PLAIT_ASSIGN_OR_RETURN(const ModelConfig config, v2_lite_config(layers, weights));
   PLAIT_ASSIGN_OR_RETURN(const auto runner, ModelRunner::create(config, settings.engine(), {}, pool));
   report.begin_model(fmt::format("DeepSeek-V2-Lite's widths, {} layers, {}", layers, name_of(weights)),
-                     runner->model().weight_bytes(), runner->activation());
-  bench_model(*runner, settings.bench, [&](const BenchRow& row) { report.row(row); });
+                     runner->model().weight_bytes());
+  bench_rows(*runner, settings.bench, probe, report);
   return {};
 }
 
-Status bench_checkpoint(const Settings& settings, ThreadPool& pool, BenchReport& report) {
+Status bench_checkpoint(const Settings& settings, ThreadPool& pool, MachineProbe& probe, BenchReport& report) {
   const EngineOptions& options = settings.engine();
   PLAIT_ASSIGN_OR_RETURN(const std::filesystem::path folder, resolve_model_path(options.model_path));
   PLAIT_ASSIGN_OR_RETURN(const ModelConfig config, read_model_config(folder, options.config_overrides));
@@ -36,8 +43,8 @@ Status bench_checkpoint(const Settings& settings, ThreadPool& pool, BenchReport&
                          ModelRunner::create(config, options, options.dummy_weights ? "" : folder, pool));
   report.begin_model(fmt::format("{}, {} layers{}", options.model_path, config.num_hidden_layers,
                                  options.dummy_weights ? ", dummy weights" : ""),
-                     runner->model().weight_bytes(), runner->activation());
-  bench_model(*runner, settings.bench, [&](const BenchRow& row) { report.row(row); });
+                     runner->model().weight_bytes());
+  bench_rows(*runner, settings.bench, probe, report);
   return {};
 }
 
@@ -46,13 +53,14 @@ Status bench(const Settings& settings) {
   if (settings.bench.server) return bench_server(settings.serve, settings.bench.format);
   ThreadPool pool(settings.engine().threads);
   BenchReport report(settings.bench.format, stdout);
-  report.machine(measure_machine(pool, kProbeSeconds));
+  MachineProbe probe(pool);
+  report.machine(probe.profile(kProbeSeconds));
   if (!settings.bench.machine_only) {
     if (!settings.engine().model_path.empty()) {
-      PLAIT_RETURN_IF_ERROR(bench_checkpoint(settings, pool, report));
+      PLAIT_RETURN_IF_ERROR(bench_checkpoint(settings, pool, probe, report));
     } else {
       for (const BenchOptions::WeightKind weights : settings.bench.weights) {
-        PLAIT_RETURN_IF_ERROR(bench_built_in(settings, weights, pool, report));
+        PLAIT_RETURN_IF_ERROR(bench_built_in(settings, weights, pool, probe, report));
       }
     }
   }

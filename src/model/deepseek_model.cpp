@@ -19,6 +19,15 @@ double product_flops(const FeedForwardWeights& weights, double rows) {
   return product_flops(weights.gate_up, rows) + product_flops(weights.down, rows);
 }
 
+// Products of `rows` rows with all of a matrix.
+StepCost::Part product_cost(const kernels::PackedMatrix& matrix, double rows) {
+  return {.weight_bytes = static_cast<double>(matrix.size_bytes()), .flops = product_flops(matrix, rows)};
+}
+
+StepCost::Part product_cost(const FeedForwardWeights& weights, double rows) {
+  return {.weight_bytes = static_cast<double>(size_bytes(weights)), .flops = product_flops(weights, rows)};
+}
+
 bool has_dense_layers(const ModelConfig& config) {
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer)
     if (!config.layer_has_experts(layer)) return true;
@@ -239,11 +248,10 @@ StepCost DeepseekModel::cost(const Step& step, int64_t distinct_experts) const {
   }
   for (const LayerWeights& layer : weights_.layers) add_layer_cost(layer, step, per_layer, cost);
 
-  cost.weight_bytes += rows * static_cast<double>(config_.hidden_size * size_of(weights_.embedding_dtype));
-  if (!step.logit_rows.empty()) {
-    cost.weight_bytes += static_cast<double>(weights_.lm_head.size_bytes());
-    cost.flops += product_flops(weights_.lm_head, static_cast<double>(step.logit_rows.size()));
-  }
+  cost.parts.push_back(
+      {.weight_bytes = rows * static_cast<double>(config_.hidden_size * size_of(weights_.embedding_dtype))});
+  if (!step.logit_rows.empty())
+    cost.parts.push_back(product_cost(weights_.lm_head, static_cast<double>(step.logit_rows.size())));
   return cost;
 }
 
@@ -251,34 +259,33 @@ void DeepseekModel::add_layer_cost(const LayerWeights& weights, const Step& step
                                    StepCost& cost) const {
   const auto rows = static_cast<double>(step.rows());
   const MlaWeights& attention = weights.attention;
-  for (const kernels::PackedMatrix* matrix : {&attention.query_latent, &attention.q_b, &attention.o}) {
-    cost.weight_bytes += static_cast<double>(matrix->size_bytes());
-    cost.flops += product_flops(*matrix, rows);
-  }
+  for (const kernels::PackedMatrix* matrix : {&attention.query_latent, &attention.q_b, &attention.o})
+    cost.parts.push_back(product_cost(*matrix, rows));
+  StepCost::Part attend;
   bool expanded = false, absorbed = false;
   const double kv_row_bytes = static_cast<double>(attention_.kv_component(1).row_bytes());
   for (const StepSequence& sequence : step.sequences) {
     const int64_t end = sequence.first_position + sequence.row_count;
     expanded |= sequence.first_position < sequence.expanded_until;
     absorbed |= end > sequence.expanded_until;
-    cost.kv_bytes += kv_row_bytes * static_cast<double>(end + sequence.row_count);  // read all, write the new
-    cost.flops += attention_.attention_flops(sequence);
+    attend.kv_bytes += kv_row_bytes * static_cast<double>(end + sequence.row_count);  // read all, write the new
+    attend.flops += attention_.attention_flops(sequence);
   }
-  if (expanded) cost.weight_bytes += static_cast<double>(attention.kv_b.size_bytes());
+  if (expanded) attend.weight_bytes += static_cast<double>(attention.kv_b.size_bytes());
   for (size_t head = 0; absorbed && head < attention.w_uk.size(); ++head)
-    cost.weight_bytes += static_cast<double>(attention.w_uk[head].size_bytes() + attention.w_uv[head].size_bytes());
+    attend.weight_bytes += static_cast<double>(attention.w_uk[head].size_bytes() + attention.w_uv[head].size_bytes());
+  cost.parts.push_back(attend);
 
   if (weights.moe.experts.empty()) {
-    cost.weight_bytes += static_cast<double>(size_bytes(weights.dense));
-    cost.flops += product_flops(weights.dense, rows);
+    cost.parts.push_back(product_cost(weights.dense, rows));
     return;
   }
   const FeedForwardWeights& expert = weights.moe.experts.front();
   const double router_weights = static_cast<double>(weights.moe.router.size());
-  cost.weight_bytes += router_weights * sizeof(float) + static_cast<double>(size_bytes(weights.moe.shared)) +
-                       distinct_experts * static_cast<double>(size_bytes(expert));
-  cost.flops += 2 * rows * router_weights + product_flops(weights.moe.shared, rows) +
-                product_flops(expert, rows * config_.gate.experts_per_token);
+  cost.parts.push_back({.weight_bytes = router_weights * sizeof(float), .flops = 2 * rows * router_weights});
+  cost.parts.push_back(product_cost(weights.moe.shared, rows));
+  cost.parts.push_back({.weight_bytes = distinct_experts * static_cast<double>(size_bytes(expert)),
+                        .flops = product_flops(expert, rows * config_.gate.experts_per_token)});
 }
 
 }  // namespace plait

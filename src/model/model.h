@@ -59,9 +59,17 @@ struct Routing {
 
 // What a step must read and compute at least; `plait bench` divides by it.
 struct StepCost {
-  double weight_bytes = 0;  // each matrix once, each routed expert that got a row once
-  double kv_bytes = 0;
-  double flops = 0;
+  // What can be no faster than its bytes arrive, nor than its arithmetic: a matrix, or the attention of a layer.
+  struct Part {
+    double weight_bytes = 0;  // each matrix once, each routed expert that got a row once
+    double kv_bytes = 0;
+    double flops = 0;
+  };
+  std::vector<Part> parts;
+
+  Part total() const;
+  // Of a machine that reads and computes at these rates, both at once: for each part the longer of the two.
+  double least_seconds(double bytes_per_second, double flops_per_second) const;
 };
 
 // The stages of a forward pass, on the rows and the part of the model that one rank holds. They communicate with

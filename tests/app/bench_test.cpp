@@ -38,7 +38,7 @@ TEST(ProbeKernels, CountOperationsInProportion) {
 
 TEST(MachineProbe, FiguresArePlausible) {
   ThreadPool pool(2);
-  const MachineProfile profile = measure_machine(pool, 0.01);
+  const MachineProfile profile = MachineProbe(pool).profile(0.01);
   EXPECT_EQ(profile.threads, 2);
   EXPECT_FALSE(profile.cpu.empty());
   EXPECT_GT(profile.read_bandwidth, 1e8);
@@ -97,12 +97,12 @@ TEST_P(RunnerTest, BytesGrowWithContextAndBatchAsTheyMust) {
   runner_->reserve_kv(4, 100);
   const double per_token = runner_->model().kv_spec().bytes_per_token();
   const TimedStep near = runner_->decode(4, 20), far = runner_->decode(4, 100);
-  EXPECT_NEAR(far.cost.kv_bytes - near.cost.kv_bytes, 4 * 80 * per_token, 1);
+  EXPECT_NEAR(far.cost.total().kv_bytes - near.cost.total().kv_bytes, 4 * 80 * per_token, 1);
   EXPECT_EQ(runner_->kv_bytes(4, 15), static_cast<size_t>(4 * 16 * per_token));  // one page each
-  EXPECT_GT(near.cost.weight_bytes, 0);
-  EXPECT_LE(near.cost.weight_bytes, static_cast<double>(runner_->model().weight_bytes()));
+  EXPECT_GT(near.cost.total().weight_bytes, 0);
+  EXPECT_LE(near.cost.total().weight_bytes, static_cast<double>(runner_->model().weight_bytes()));
   const TimedStep prefill = runner_->prefill(40);
-  EXPECT_GT(prefill.cost.flops, 5 * near.cost.flops);  // ten times the rows
+  EXPECT_GT(prefill.cost.total().flops, 5 * near.cost.total().flops);  // ten times the rows
   EXPECT_GT(prefill.seconds, 0);
 }
 
@@ -113,7 +113,10 @@ TEST_P(RunnerTest, RowsAreReportedOrSkippedWithAReason) {
   options.decode_context_tokens = {16, config_.max_position_embeddings};
   options.seconds_per_row = 0.001;
   std::vector<BenchRow> rows;
-  bench_model(*runner_, options, [&](const BenchRow& row) { rows.push_back(row); });
+  int probes = 0;
+  // Reads at 1, 2, 1, 2, ... and computes at 3, 5, 3, 5, ...
+  const auto ceilings = [&] { return ++probes % 2 == 1 ? Ceilings{1, 3} : Ceilings{2, 5}; };
+  bench_model(*runner_, options, ceilings, [&](const BenchRow& row) { rows.push_back(row); });
   ASSERT_EQ(rows.size(), 6u);
   int skipped = 0;
   for (const BenchRow& row : rows) {
@@ -125,6 +128,10 @@ TEST_P(RunnerTest, RowsAreReportedOrSkippedWithAReason) {
     EXPECT_GT(row.tokens_per_second(), 0);
     EXPECT_GT(row.bandwidth(), 0);
     EXPECT_GT(row.flop_rate(), 0);
+    EXPECT_EQ(row.ceilings.read_bandwidth, 1.5);
+    EXPECT_EQ(row.ceilings.flops, 4);
+    EXPECT_EQ(row.share_of_memory(), row.bandwidth() / 1.5);
+    EXPECT_GE(row.share_of_limit(), std::max(row.share_of_memory(), row.share_of_peak()) * (1 - 1e-9));
   }
   EXPECT_EQ(skipped, 3);
 }

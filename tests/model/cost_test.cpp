@@ -61,13 +61,13 @@ TEST(Cost, CountsWhatADecodeStepMustTouch) {
   const double router = count_weights(config, {"mlp.gate.weight"});
   const double expert = 3.0 * config.hidden_size * config.moe_intermediate_size;
   const int64_t latent_row = config.kv_lora_rank + config.qk_rope_head_dim;
-  const StepCost cost = runner.model().cost(step, expert_layers * k);
+  const StepCost::Part cost = runner.model().cost(step, expert_layers * k).total();
   EXPECT_DOUBLE_EQ(cost.weight_bytes, 2 * (always + expert_layers * k * expert + config.hidden_size) + 4 * router);
   EXPECT_DOUBLE_EQ(cost.kv_bytes, 3.0 * latent_row * 2 * (kPosition + 2));  // 3 layers; the new row is written and read
   const double attention = 3.0 * config.num_attention_heads * (latent_row + config.kv_lora_rank) * (kPosition + 1);
   EXPECT_DOUBLE_EQ(cost.flops, 2 * (always + router + expert_layers * k * expert + attention));
   // One row of uniform routing meets exactly k experts.
-  EXPECT_NEAR(runner.model().cost(step, 0).weight_bytes, cost.weight_bytes, 1);
+  EXPECT_NEAR(runner.model().cost(step, 0).total().weight_bytes, cost.weight_bytes, 1);
 }
 
 TEST(Cost, CountsPrefillInExpandedForm) {
@@ -77,7 +77,7 @@ TEST(Cost, CountsPrefillInExpandedForm) {
   constexpr int64_t kRows = 10;
   StepBuilder builder(1);
   builder.add(random_tokens(config, kRows), 0, std::vector<int32_t>{0, 1, 2}, kRows, 1);
-  const StepCost cost = runner.model().cost(std::move(builder).build(), 2 * config.gate.experts);
+  const StepCost::Part cost = runner.model().cost(std::move(builder).build(), 2 * config.gate.experts).total();
 
   const double head = count_weights(config, {"lm_head"});
   const double always = count_weights(config, {"self_attn", "shared_experts", "layers.0.mlp"});
@@ -91,9 +91,16 @@ TEST(Cost, CountsPrefillInExpandedForm) {
                    2 * (kRows * (always + router + 2 * config.gate.experts_per_token * expert) + head + scores));
 }
 
+TEST(Cost, EachPartTakesTheLongerOfItsTwoSides) {
+  const StepCost cost{.parts = {{.weight_bytes = 10, .kv_bytes = 2, .flops = 5}, {.weight_bytes = 1, .flops = 40}}};
+  EXPECT_DOUBLE_EQ(cost.least_seconds(2, 4), 12.0 / 2 + 40.0 / 4);
+  EXPECT_DOUBLE_EQ(cost.least_seconds(1e9, 4), 45.0 / 4) << "arithmetic alone";
+  EXPECT_DOUBLE_EQ(cost.least_seconds(2, 1e9), 13.0 / 2) << "bytes alone";
+}
+
 TEST(Cost, IsNothingForAnIdleStep) {
   const auto model = make_model(tiny_config(), {}).value();
-  EXPECT_EQ(model->cost(StepBuilder(0).build(), 0).weight_bytes, 0);
+  EXPECT_EQ(model->cost(StepBuilder(0).build(), 0).total().weight_bytes, 0);
 }
 
 }  // namespace

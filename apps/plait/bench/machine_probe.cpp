@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include "bench/probe_kernels.h"
-#include "tensor/buffer.h"
 
 namespace plait {
 namespace {
@@ -70,40 +69,46 @@ size_t probe_bytes(size_t cache_bytes) {
   return bytes / (size_t{2} << 20) * (size_t{2} << 20);
 }
 
-double measure_read_bandwidth(ThreadPool& pool, size_t cache_bytes, double seconds) {
-  constexpr int64_t kChunkBytes = int64_t{1} << 20;
-  Buffer buffer(probe_bytes(cache_bytes));
-  auto* bytes = buffer.as<std::byte>();
-  const auto chunks = static_cast<int64_t>(buffer.size_bytes()) / kChunkBytes;
+constexpr int64_t kChunkBytes = int64_t{1} << 20;
+
+}  // namespace
+
+MachineProbe::MachineProbe(ThreadPool& pool)
+    : pool_(pool), cache_bytes_(last_level_cache_bytes()), memory_(probe_bytes(cache_bytes_)) {
   // Untouched pages would all be the one zero page, which fits every cache.
-  pool.parallel_for(chunks, 1, [&](int64_t begin, int64_t end, int) {
-    std::memset(bytes + begin * kChunkBytes, 1, static_cast<size_t>((end - begin) * kChunkBytes));
+  pool.parallel_for(static_cast<int64_t>(memory_.size_bytes()) / kChunkBytes, 1, [&](int64_t begin, int64_t end, int) {
+    std::memset(memory_.as<std::byte>() + begin * kChunkBytes, 1, static_cast<size_t>((end - begin) * kChunkBytes));
   });
+}
+
+double MachineProbe::read_bandwidth(double seconds) {
+  const auto* bytes = memory_.as<std::byte>();
+  const auto chunks = static_cast<int64_t>(memory_.size_bytes()) / kChunkBytes;
   std::atomic<uint64_t> keep{0};
   double best = 0;
   const auto start = Clock::now();
   for (int pass = 0; pass < 3 || seconds_since(start) < seconds; ++pass) {
     const auto begin = Clock::now();
-    pool.parallel_for(chunks, 1, [&](int64_t first, int64_t last, int) {
+    pool_.parallel_for(chunks, 1, [&](int64_t first, int64_t last, int) {
       keep ^= read_all(bytes + first * kChunkBytes, static_cast<size_t>((last - first) * kChunkBytes));
     });
-    best = std::max(best, static_cast<double>(buffer.size_bytes()) / seconds_since(begin));
+    best = std::max(best, static_cast<double>(memory_.size_bytes()) / seconds_since(begin));
   }
   return best;
 }
 
 // `kernel(rounds)` returns the operations it did.
-double measure_flops(ThreadPool& pool, double (*kernel)(int64_t), double seconds) {
+double MachineProbe::flops(double (*kernel)(int64_t), double seconds) {
   // Pieces of about a millisecond, several per thread, so that a late thread costs little.
   constexpr int64_t kRounds = 200000;
   constexpr int64_t kPiecesPerThread = 8;
-  std::vector<double> operations(static_cast<size_t>(pool.size()));
+  std::vector<double> operations(static_cast<size_t>(pool_.size()));
   double best = 0;
   const auto start = Clock::now();
   for (int pass = 0; pass < 3 || seconds_since(start) < seconds; ++pass) {
     std::fill(operations.begin(), operations.end(), 0.0);
     const auto begin = Clock::now();
-    pool.parallel_for(pool.size() * kPiecesPerThread, 1, [&](int64_t first, int64_t last, int member) {
+    pool_.parallel_for(pool_.size() * kPiecesPerThread, 1, [&](int64_t first, int64_t last, int member) {
       for (int64_t i = first; i < last; ++i) operations[static_cast<size_t>(member)] += kernel(kRounds);
     });
     const double elapsed = seconds_since(begin);
@@ -114,29 +119,34 @@ double measure_flops(ThreadPool& pool, double (*kernel)(int64_t), double seconds
   return best;
 }
 
-}  // namespace
-
-MachineProfile measure_machine(ThreadPool& pool, double seconds) {
+MachineProfile MachineProbe::profile(double seconds) {
   MachineProfile profile;
   profile.cpu = cpu_name();
-  profile.threads = pool.size();
-  profile.last_level_cache_bytes = last_level_cache_bytes();
-  profile.read_bandwidth = measure_read_bandwidth(pool, profile.last_level_cache_bytes, seconds);
-  profile.f32_flops = measure_flops(pool, f32_multiply_adds, seconds);
+  profile.threads = pool_.size();
+  profile.last_level_cache_bytes = cache_bytes_;
+  profile.read_bandwidth = read_bandwidth(seconds);
+  profile.f32_flops = flops(f32_multiply_adds, seconds);
   profile.f32_instruction = fmt::format("fused multiply-add, {}", f32_instruction());
   profile.bf16_flops = profile.f32_flops;
   profile.bf16_instruction = "float32 multiply-add: no bfloat16 instruction here";
   if (has_bf16_dot_product()) {
-    const double flops = measure_flops(pool, bf16_dot_products, seconds);
-    if (flops > profile.f32_flops) {
-      profile.bf16_flops = flops;
+    const double pairs = flops(bf16_dot_products, seconds);
+    use_bf16_dot_product_ = pairs > profile.f32_flops;
+    if (use_bf16_dot_product_) {
+      profile.bf16_flops = pairs;
       profile.bf16_instruction = "VDPBF16PS, AVX512_BF16";
     } else {
       profile.bf16_instruction =
-          fmt::format("float32 multiply-add: VDPBF16PS reaches {:.1f} GFLOP/s here", flops / 1e9);
+          fmt::format("float32 multiply-add: VDPBF16PS reaches {:.1f} GFLOP/s here", pairs / 1e9);
     }
   }
   return profile;
+}
+
+Ceilings MachineProbe::ceilings(kernels::Activation activation, double seconds) {
+  const bool pairs = use_bf16_dot_product_ && activation == kernels::Activation::kBFloat16;
+  return {.read_bandwidth = read_bandwidth(seconds),
+          .flops = flops(pairs ? bf16_dot_products : f32_multiply_adds, seconds)};
 }
 
 }  // namespace plait

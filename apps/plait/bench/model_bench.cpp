@@ -15,10 +15,15 @@ constexpr int64_t kLeastLayers = 3;
 constexpr int64_t kFewestSteps = 3;
 constexpr int64_t kMostSteps = 1000;
 
+double mean(double a, double b) {
+  return (a + b) / 2;
+}
+
 template <typename TimeStep>
-void measure(BenchRow& row, double seconds, TimeStep&& time_step) {
+void measure(BenchRow& row, double seconds, const std::function<Ceilings()>& ceilings, TimeStep&& time_step) {
   time_step();  // the first touches fresh scratch memory
   std::vector<TimedStep> steps;
+  const Ceilings before = ceilings();
   const auto begin = Clock::now();
   const auto enough = [&] {
     const auto count = static_cast<int64_t>(steps.size());
@@ -26,16 +31,17 @@ void measure(BenchRow& row, double seconds, TimeStep&& time_step) {
     return count >= kFewestSteps && (elapsed >= seconds || count >= kMostSteps);
   };
   while (!enough()) steps.push_back(time_step());
+  const Ceilings after = ceilings();
 
   const auto middle = steps.begin() + static_cast<int64_t>(steps.size() / 2);
   std::nth_element(steps.begin(), middle, steps.end(),
                    [](const TimedStep& a, const TimedStep& b) { return a.seconds < b.seconds; });
   row.steps = static_cast<int64_t>(steps.size());
   row.seconds = middle->seconds;
-  row.weight_bytes = middle->cost.weight_bytes;
-  row.kv_bytes = middle->cost.kv_bytes;
-  row.flops = middle->cost.flops;
+  row.cost = middle->cost;
   row.distinct_experts = middle->distinct_experts;
+  row.ceilings = {.read_bandwidth = mean(before.read_bandwidth, after.read_bandwidth),
+                  .flops = mean(before.flops, after.flops)};
 }
 
 }  // namespace
@@ -97,14 +103,15 @@ int64_t layers_that_fit(BenchOptions::WeightKind weights) {
   return std::clamp(static_cast<int64_t>(budget / layer_bytes), kLeastLayers, kMostLayers);
 }
 
-void bench_model(ModelRunner& runner, const BenchOptions& options, const std::function<void(const BenchRow&)>& report) {
+void bench_model(ModelRunner& runner, const BenchOptions& options, const std::function<Ceilings()>& ceilings,
+                 const std::function<void(const BenchRow&)>& report) {
   const int64_t longest = runner.model().config().max_position_embeddings;
   for (const int64_t tokens : options.prefill_tokens) {
     BenchRow row{.phase = BenchRow::Phase::kPrefill, .batch = 1, .context_tokens = 0, .tokens = tokens};
     if (tokens > longest) {
       row.skipped = fmt::format("longer than the model's {} positions", longest);
     } else {
-      measure(row, options.seconds_per_row, [&] { return runner.prefill(tokens); });
+      measure(row, options.seconds_per_row, ceilings, [&] { return runner.prefill(tokens); });
     }
     report(row);
   }
@@ -119,7 +126,7 @@ void bench_model(ModelRunner& runner, const BenchOptions& options, const std::fu
                                   format_bytes(available_memory_bytes()));
       } else {
         runner.reserve_kv(batch, context);
-        measure(row, options.seconds_per_row, [&] { return runner.decode(batch, context); });
+        measure(row, options.seconds_per_row, ceilings, [&] { return runner.decode(batch, context); });
       }
       report(row);
     }

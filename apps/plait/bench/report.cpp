@@ -27,7 +27,7 @@ boost::json::object to_json(const MachineProfile& machine) {
           {"bf16_instruction", machine.bf16_instruction}};
 }
 
-boost::json::object to_json(const BenchRow& row, const std::string& model, double read_bandwidth, double peak_flops) {
+boost::json::object to_json(const BenchRow& row, const std::string& model) {
   boost::json::object object = {{"model", model},
                                 {"phase", name_of(row.phase)},
                                 {"batch", row.batch},
@@ -40,20 +40,22 @@ boost::json::object to_json(const BenchRow& row, const std::string& model, doubl
   object["steps"] = row.steps;
   object["step_seconds"] = row.seconds;
   object["tokens_per_s"] = row.tokens_per_second();
-  object["weight_bytes"] = row.weight_bytes;
-  object["kv_bytes"] = row.kv_bytes;
+  object["weight_bytes"] = row.cost.total().weight_bytes;
+  object["kv_bytes"] = row.cost.total().kv_bytes;
   object["distinct_experts"] = row.distinct_experts;
   object["bytes_per_s"] = row.bandwidth();
-  object["share_of_read_bandwidth"] = row.bandwidth() / read_bandwidth;
+  object["read_bandwidth_bytes_per_s"] = row.ceilings.read_bandwidth;
+  object["share_of_read_bandwidth"] = row.share_of_memory();
   object["flops"] = row.flop_rate();
-  object["share_of_peak"] = row.flop_rate() / peak_flops;
+  object["peak_flops"] = row.ceilings.flops;
+  object["share_of_peak"] = row.share_of_peak();
+  object["share_of_limit"] = row.share_of_limit();
   return object;
 }
 
 }  // namespace
 
 void BenchReport::machine(const MachineProfile& profile) {
-  machine_ = profile;
   document_["plait"] = version();
   document_["machine"] = to_json(profile);
   if (format_ == BenchOptions::Format::kJson) return;
@@ -65,13 +67,12 @@ void BenchReport::machine(const MachineProfile& profile) {
   std::fflush(out_);
 }
 
-void BenchReport::begin_model(const std::string& name, size_t weight_bytes, kernels::Activation activation) {
+void BenchReport::begin_model(const std::string& name, size_t weight_bytes) {
   model_ = name;
-  peak_flops_ = activation == kernels::Activation::kFloat32 ? machine_.f32_flops : machine_.bf16_flops;
   if (format_ != BenchOptions::Format::kTable) return;
   fmt::print(out_, "\n{}: {} of weights\n", name, format_bytes(weight_bytes));
-  fmt::print(out_, "{:<8}{:>6}{:>9}{:>11}{:>11}{:>12}{:>12}{:>8}{:>10}{:>8}\n", "phase", "batch", "context", "tok/s",
-             "step", "touched", "GB/s", "of mem", "GFLOP/s", "of peak");
+  fmt::print(out_, "{:<8}{:>6}{:>9}{:>11}{:>11}{:>12}{:>12}{:>8}{:>10}{:>8}{:>9}\n", "phase", "batch", "context",
+             "tok/s", "step", "touched", "GB/s", "of mem", "GFLOP/s", "of peak", "of limit");
   std::fflush(out_);
 }
 
@@ -84,7 +85,7 @@ void BenchReport::row(const BenchRow& row) {
       line(row);
       break;
     case BenchOptions::Format::kJson:
-      rows_.push_back(to_json(row, model_, machine_.read_bandwidth, peak_flops_));
+      rows_.push_back(to_json(row, model_));
       break;
   }
   std::fflush(out_);
@@ -97,10 +98,9 @@ void BenchReport::table_row(const BenchRow& row) {
     fmt::print(out_, "  skipped: {}\n", row.skipped);
     return;
   }
-  fmt::print(out_, "{:>11.1f}{:>11}{:>12}{:>12.2f}{:>7.0f}%{:>10.1f}{:>7.0f}%\n", row.tokens_per_second(),
+  fmt::print(out_, "{:>11.1f}{:>11}{:>12}{:>12.2f}{:>7.0f}%{:>10.1f}{:>7.0f}%{:>8.0f}%\n", row.tokens_per_second(),
              format_seconds(row.seconds), format_bytes(static_cast<uint64_t>(row.bytes())), row.bandwidth() / 1e9,
-             100 * row.bandwidth() / machine_.read_bandwidth, row.flop_rate() / 1e9,
-             100 * row.flop_rate() / peak_flops_);
+             100 * row.share_of_memory(), row.flop_rate() / 1e9, 100 * row.share_of_peak(), 100 * row.share_of_limit());
 }
 
 void BenchReport::line(const BenchRow& row) {
@@ -110,9 +110,10 @@ void BenchReport::line(const BenchRow& row) {
     fmt::print(out_, "skipped: {}\n", row.skipped);
     return;
   }
-  fmt::print(out_, "{:.1f} tok/s, {:.2f} GB/s ({:.0f}% of memory), {:.0f} GFLOP/s ({:.0f}% of peak)\n",
-             row.tokens_per_second(), row.bandwidth() / 1e9, 100 * row.bandwidth() / machine_.read_bandwidth,
-             row.flop_rate() / 1e9, 100 * row.flop_rate() / peak_flops_);
+  fmt::print(out_,
+             "{:.1f} tok/s, {:.2f} GB/s ({:.0f}% of memory), {:.0f} GFLOP/s ({:.0f}% of peak), {:.0f}% of limit\n",
+             row.tokens_per_second(), row.bandwidth() / 1e9, 100 * row.share_of_memory(), row.flop_rate() / 1e9,
+             100 * row.share_of_peak(), 100 * row.share_of_limit());
 }
 
 void BenchReport::finish() {

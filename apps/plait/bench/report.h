@@ -18,8 +18,8 @@ class BenchReport {
   BenchReport(BenchOptions::Format format, std::FILE* out) : format_(format), out_(out) {}
 
   void machine(const MachineProfile& profile);
-  // `name`: "V2-Lite's widths, 8 layers, BF16". Prefill is compared with the peak for these activations.
-  void begin_model(const std::string& name, size_t weight_bytes, kernels::Activation activation);
+  // `name`: "V2-Lite's widths, 8 layers, BF16".
+  void begin_model(const std::string& name, size_t weight_bytes);
   void row(const BenchRow& row);
   // Prints what has to wait for the end: the JSON document.
   void finish();
@@ -30,9 +30,7 @@ class BenchReport {
 
   BenchOptions::Format format_;
   std::FILE* out_;
-  MachineProfile machine_;
   std::string model_;
-  double peak_flops_ = 0;
   boost::json::object document_;
   boost::json::array rows_;
 };

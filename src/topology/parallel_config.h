@@ -61,8 +61,8 @@ struct ParallelConfig {
   CpStrategy strategy() const { return cp_strategy.value_or(CpStrategy::kInterleave); }
 };
 
-// Part `dp` of a limit or count that holds for `dp_ranks` data-parallel ranks together, 0 <= dp < dp_ranks. What does not
-// divide goes to the first ones, so part 0 is the largest.
+// Part `dp` of a limit or count that holds for `dp_ranks` data-parallel ranks together, 0 <= dp < dp_ranks. What does
+// not divide goes to the first ones, so part 0 is the largest.
 constexpr int64_t data_parallel_share(int64_t total, int dp, int dp_ranks) {
   return (total + dp_ranks - 1 - dp) / dp_ranks;
 }

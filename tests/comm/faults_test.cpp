@@ -77,7 +77,7 @@ TEST(Faults, AKilledProcessIsNamedByAllOthers) {
       }
       const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
       fmt::print("killed node {} of {} ({} floats): all others ended after {:.3f} s\n", victim, kNodes, count, seconds);
-      EXPECT_LT(seconds, 15.0) << "seen when the deadline of 30 s passed, not when the connection ended";
+      EXPECT_LT(seconds, 3.0) << "seen when the deadline of 30 s passed, not when the connection ended";
     }
   }
 }
@@ -118,7 +118,7 @@ TEST(Faults, AProcessStoppedForLongerIsNamed) {
     const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     fmt::print("stopped node {} of {}: all others ended after {:.2f} s, the deadline is 1 s\n", victim, kNodes,
                seconds);
-    EXPECT_LT(seconds, 20.0);
+    EXPECT_LT(seconds, 6.0);
     processes.signal(victim, SIGCONT);  // learns what happened, and ends too
     EXPECT_THAT(processes.listen(victim, 30s), HasSubstr("culprit node"));
   }
@@ -165,7 +165,7 @@ TEST(Faults, CancelReachesOtherProcessesAndGroups) {
     auto comm = world->communicator("shared", std::array{0, 2}, 2).value();
     say("shared: " + comm.barrier("x").error().message);
     other.join();
-    say(Clock::now() - begin < 15s ? "soon" : "late");
+    say(Clock::now() - begin < 2s ? "soon" : "late");
   });
   const std::string said = processes.listen(1, 30s);
   EXPECT_THAT(said, HasSubstr("own: cancelled: rank 0 ran out of pages"));

@@ -12,6 +12,7 @@ namespace plait::comm {
 namespace {
 
 using std::chrono::milliseconds;
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 using testing::Report;
 
@@ -130,7 +131,7 @@ TEST(Local, CallsThatDoNotMatchAreReportedNotHung) {
       PLAIT_RETURN_IF_ERROR((comm.rank() == 2 ? c.other : c.usual)(comm));
       return comm.barrier("after");  // whoever got through waits here
     });
-    EXPECT_LT(Clock::now() - begin, milliseconds(30000)) << "by the deadline, not by the mismatch";
+    EXPECT_LT(Clock::now() - begin, milliseconds(5000)) << "by the deadline, not by the mismatch";
     EXPECT_GE(count_kind(statuses, ErrorKind::kInternal), 1);
     EXPECT_EQ(count_kind(statuses, ErrorKind::kInternal) + count_kind(statuses, ErrorKind::kCancelled), 3);
     ASSERT_TRUE(world->failure().has_value());
@@ -189,10 +190,11 @@ TEST(Local, TheDeadlineOfAGroupAndOfAReceiver) {
     return comm.rank() == 0 ? comm.receive("never sent", &data, 1, DType::kF32, 1) : Status{};
   });
   EXPECT_EQ(statuses[0].error().kind, ErrorKind::kDeadline);
-  EXPECT_THAT(statuses[0].error().message, HasSubstr("rank 0 waited "));
+  // No less than it was given, and said in milliseconds.
+  EXPECT_THAT(statuses[0].error().message, ContainsRegex("rank 0 waited ([5-9][0-9]|[1-9][0-9][0-9])[.0-9]* ms "));
   EXPECT_THAT(statuses[0].error().message, HasSubstr("for rank 1 in receiving send 'never sent'"));
   EXPECT_GE(Clock::now() - begin, milliseconds(50));
-  EXPECT_LT(Clock::now() - begin, milliseconds(30000)) << "the world's deadline, not the group's";
+  EXPECT_LT(Clock::now() - begin, milliseconds(2000)) << "the world's deadline, not the group's";
 }
 
 TEST(Local, WithoutADeadlineWaitsAreLong) {
@@ -228,7 +230,7 @@ TEST(Local, OneFailureEndsWaitsInOtherGroups) {
       },
       "a");
   waiting.join();
-  EXPECT_LT(Clock::now() - begin, milliseconds(20000));
+  EXPECT_LT(Clock::now() - begin, milliseconds(1000));
   EXPECT_EQ(other[0].error().kind, ErrorKind::kCancelled);
   EXPECT_THAT(other[0].error().message, HasSubstr("rank 0 ran out of pages"));
 }

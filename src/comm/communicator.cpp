@@ -35,8 +35,8 @@ int Communicator::world_rank(int member) const {
 std::span<const Traffic> Communicator::traffic() const {
   return seat_->traffic;
 }
-void Communicator::set_step(int64_t step) {
-  seat_->step = step;
+void Communicator::set_step(std::optional<int64_t> step) {
+  seat_->begin_step(step.value_or(kNoStep));
 }
 void Communicator::set_deadline(std::optional<std::chrono::milliseconds> deadline) {
   group_->set_deadline_ms(deadline ? deadline->count() : -1);
@@ -242,6 +242,8 @@ Status Communicator::all_to_all_start(std::string_view name, const void* in, std
   call.counts = send_counts.data();
   PLAIT_RETURN_IF_ERROR(group_->publish(*seat_, name, call, -1));
   seat_->in_all_to_all = true;
+  seat_->call.computing = true;
+  seat_->show();
   return group_->send_early(*seat_);
 }
 

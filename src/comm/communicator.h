@@ -48,8 +48,8 @@ class Communicator {
   // Of this member's calls so far, in the order of their first ones.
   std::span<const Traffic> traffic() const;
 
-  // For messages: the step that the next calls belong to.
-  void set_step(int64_t step);
+  // For messages: the step that this rank is in, which the next calls belong to; none: it has nothing to do.
+  void set_step(std::optional<int64_t> step);
   // Of all members' waits in this group in this process, instead of the world's; zero: for ever; none: the world's.
   void set_deadline(std::optional<std::chrono::milliseconds> deadline);
   // Ends every wait of the world.

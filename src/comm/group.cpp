@@ -50,16 +50,32 @@ bool Group::claim(int member) {
   return !claimed_[static_cast<size_t>(member)]->exchange(true);
 }
 
-void Group::begin_call(Seat& seat, std::string_view name) {
-  seat.name = name;
+void Seat::begin_step(int64_t step) {
+  call.step = step;
+  show();
+}
+
+void Group::begin_call(Seat& seat, const OpenCall& call) {
+  const int64_t step = seat.call.step;
+  seat.call = call;
+  seat.call.step = step;
+  seat.call.ever = true;
   restart_clock(seat);
+  seat.in_call.store(true, std::memory_order_release);
+}
+
+void Group::begin_message(Seat& seat, const CallRecord& record, int peer, bool receiving) {
+  begin_call(seat, {.record = record, .peer = peer, .receiving = receiving});
 }
 
 void Group::restart_clock(Seat& seat) {
-  seat.began = Clock::now();
+  const auto now = Clock::now();
+  seat.call.began = now;
+  seat.call.computing = false;
+  seat.show();
   int64_t limit_ms = deadline_ms_.load(std::memory_order_relaxed);
   if (limit_ms < 0) limit_ms = world_.deadline().value_or(std::chrono::milliseconds(0)).count();
-  seat.deadline = limit_ms == 0 ? kNoDeadline : seat.began + std::chrono::milliseconds(limit_ms);
+  seat.deadline = limit_ms == 0 ? kNoDeadline : now + std::chrono::milliseconds(limit_ms);
 }
 
 Status Group::publish(Seat& seat, std::string_view name, const Call& call, int64_t staged_bytes) {
@@ -71,11 +87,12 @@ Status Group::publish(Seat& seat, std::string_view name, const Call& call, int64
     world_.cancel(error.message, rank);
     return error;
   }
-  begin_call(seat, name);
   const uint32_t number = ++seat.calls_begun;
   Call& open = seat.calls[number & 1];
   open = call;
   seat.staged = staged_bytes >= 0;
+  seat.name = name;
+  begin_call(seat, {.record = call.record, .number = number, .ends_at = seat.staged ? 0 : seat.calls_parted + 1});
   if (staged_bytes > 0) {
     auto& staging = seat.staging[number & 1];
     if (!staging) staging = std::make_unique_for_overwrite<std::byte[]>(kSmallBytes);
@@ -195,7 +212,10 @@ Status Group::begin_reading(Seat& seat) {
 }
 
 Status Group::part(Seat& seat) {
-  if (seat.staged) return {};
+  if (seat.staged) {
+    seat.end_call();
+    return {};
+  }
   const CollectiveWait collective;
   ++seat.calls_parted;
   seat.finished.advance();
@@ -211,6 +231,7 @@ Status Group::part(Seat& seat) {
                          describe(seat.calls[seat.calls_begun & 1].record) + " (its end)");
     }
   }
+  seat.end_call();
   return {};
 }
 
@@ -220,6 +241,7 @@ void Group::leave(Seat& seat) {
     while (other.get() != &seat && other->reading.load(std::memory_order_seq_cst)) std::this_thread::yield();
   // Nor may what was sent early be read any more.
   if (exchange_) exchange_->give_up();
+  seat.end_call();
 }
 
 Error Group::fail(Seat& seat, Failure failure) {
@@ -235,18 +257,43 @@ Error Group::cancelled(Seat& seat) {
 }
 
 std::string Group::describe_wait(const Seat& seat, const std::string& whom, const std::string& what) const {
-  const double seconds = std::chrono::duration<double>(Clock::now() - seat.began).count();
-  return fmt::format("{} waited {} for {} in {} (call {} of group '{}'{})",
-                     world_.describe_rank(ranks_[static_cast<size_t>(seat.rank)]), format_seconds(seconds), whom, what,
-                     seat.calls_begun, name_, seat.step ? fmt::format(", step {}", *seat.step) : std::string());
+  const double seconds = std::chrono::duration<double>(Clock::now() - seat.call.began).count();
+  return fmt::format("{} waited {} for {} in {}", world_.describe_rank(ranks_[static_cast<size_t>(seat.rank)]),
+                     format_seconds(seconds), whom, describe_place(seat.call, what));
+}
+
+std::string Group::describe_place(const OpenCall& call, const std::string& what) const {
+  return fmt::format("{} ({}group '{}'{})", what, call.number > 0 ? fmt::format("call {} of ", call.number) : "", name_,
+                     call.step != kNoStep ? fmt::format(", step {}", call.step) : "");
+}
+
+std::string Group::describe_place(const OpenCall& call) const {
+  return describe_place(call, (call.receiving ? "receiving " : "") + describe(call.record));
+}
+
+std::vector<int> Group::awaited_members(const Seat& seat, const OpenCall& call) const {
+  if (call.computing) return {};
+  if (call.peer >= 0) return {call.peer};
+  std::vector<int> awaited;
+  for (const uint32_t member : late_members(call.number))
+    if (static_cast<int>(member) != seat.rank) awaited.push_back(static_cast<int>(member));
+  if (awaited.empty() && exchange_) awaited = exchange_->awaited_members();
+  if (!awaited.empty() || call.ends_at == 0 || !seat.finished.reached(call.ends_at)) return awaited;
+  for (const auto& other : seats_)
+    if (!other->finished.reached(call.ends_at)) awaited.push_back(other->rank);
+  return awaited;
+}
+
+std::string Group::describe_members(std::span<const int> members) const {
+  std::vector<std::string> texts;
+  for (const int member : members) texts.push_back(world_.describe_rank(ranks_[static_cast<size_t>(member)]));
+  return fmt::format("{}", fmt::join(texts, ", "));
 }
 
 Error Group::timed_out(Seat& seat, std::span<const int> late_members, const std::string& what) {
-  std::vector<std::string> late;
-  for (const int member : late_members) late.push_back(world_.describe_rank(ranks_[static_cast<size_t>(member)]));
   const int32_t rank = ranks_[static_cast<size_t>(late_members.front())];
   return fail(seat, {FailureKind::kPeerTimeout, rank, world_.node_of(rank),
-                     describe_wait(seat, fmt::format("{}", fmt::join(late, ", ")), what)});
+                     describe_wait(seat, describe_members(late_members), what)});
 }
 
 std::optional<Failure> Group::compare(const CallRecord& first, int first_member, const CallRecord& other,
@@ -262,12 +309,16 @@ std::optional<Failure> Group::compare(const CallRecord& first, int first_member,
 
 Status Group::send(Seat& seat, const CallRecord& record, const void* data, int to) {
   const CollectiveWait collective;
-  return mailboxes_->send(seat, record, data, to);
+  PLAIT_RETURN_IF_ERROR(mailboxes_->send(seat, record, data, to));
+  seat.end_call();
+  return {};
 }
 
 Status Group::receive(Seat& seat, const CallRecord& record, void* data, int from) {
   const CollectiveWait collective;
-  return mailboxes_->receive(seat, record, data, from);
+  PLAIT_RETURN_IF_ERROR(mailboxes_->receive(seat, record, data, from));
+  seat.end_call();
+  return {};
 }
 
 }  // namespace plait::comm

@@ -13,10 +13,12 @@
 #include <string>
 #include <vector>
 
+#include "base/seqlock.h"
 #include "comm/call.h"
 #include "comm/communicator.h"
 #include "comm/mailbox.h"
 #include "comm/node_exchange.h"
+#include "comm/open_call.h"
 #include "comm/signal.h"
 #include "comm/world.h"
 
@@ -34,10 +36,14 @@ struct Seat {
   uint32_t calls_parted = 0;  // of them, those that end with part()
   bool staged = false;        // the call in hand was copied
   bool in_all_to_all = false;
-  Clock::time_point began;
   Clock::time_point deadline;
-  std::optional<int64_t> step;
-  std::string name;  // of the call in hand
+  std::string name;                  // of the call in hand
+  OpenCall call;                     // which that is, and the step
+  Seqlock<OpenCall> shown;           // the same for any thread; see show()
+  std::atomic<bool> in_call{false};  // it has not ended; read before `shown`
+  void show() { shown.store(call); }
+  void begin_step(int64_t step);  // kNoStep: the rank has none to do
+  void end_call() { in_call.store(false, std::memory_order_release); }
   Patience patience;
   std::vector<Communicator::Piece> pieces;
   std::vector<const std::byte*> sources;
@@ -89,19 +95,28 @@ class Group {
   Status send(Seat& seat, const CallRecord& record, const void* data, int to);
   Status receive(Seat& seat, const CallRecord& record, void* data, int from);
 
-  // Starts the clock of a call: its name and deadline.
-  void begin_call(Seat& seat, std::string_view name);
-  void restart_clock(Seat& seat);  // when it computed between the parts of a call
+  // Between the parts of a call, when it computed there: its wait begins now.
+  void restart_clock(Seat& seat);
+  // A message to or from `peer`: begins before it, and ends after.
+  void begin_message(Seat& seat, const CallRecord& record, int peer, bool receiving);
   // Ends the world and says so to this rank; returns when no other rank reads this one's memory.
   Error fail(Seat& seat, Failure failure);
   Error cancelled(Seat& seat);
   // "rank 3 (node 0, a) waited 2.00 s for <whom> in <what> (call 17 of group 'tp', step 4)"
   std::string describe_wait(const Seat& seat, const std::string& whom, const std::string& what) const;
+  // "all_to_all 'experts' of U8 (call 17 of group 'ep', step 4)"
+  std::string describe_place(const OpenCall& call) const;
+  std::string describe_place(const OpenCall& call, const std::string& what) const;
+  // What that open call of a member here waits for: members, by position in the group; from any thread, so that it may
+  // have ended meanwhile.
+  std::vector<int> awaited_members(const Seat& seat, const OpenCall& call) const;
+  std::string describe_members(std::span<const int> members) const;  // "rank 1 (node 1, b), rank 2 (node 1, b)"
   Error timed_out(Seat& seat, std::span<const int> late_members, const std::string& what);
   std::optional<Failure> compare(const CallRecord& first, int first_member, const CallRecord& other, int other_member,
                                  uint32_t call) const;
 
  private:
+  void begin_call(Seat& seat, const OpenCall& call);
   Status meet_others(Seat& seat);
   void count_traffic(Seat& seat);
   Status wait_for_local(Seat& seat);

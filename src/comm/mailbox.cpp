@@ -74,14 +74,14 @@ void Mailboxes::cancel() {
 }
 
 Status Mailboxes::send(Seat& seat, const CallRecord& record, const void* data, int to) {
-  group_.begin_call(seat, record.name);
+  group_.begin_message(seat, record, to, /*receiving=*/false);
   if (group_.world().cancellation().cancelled()) return group_.cancelled(seat);
   const auto* bytes = static_cast<const std::byte*>(data);
   return group_.seat_of(to) != nullptr ? send_local(seat, record, bytes, to) : send_remote(seat, record, bytes, to);
 }
 
 Status Mailboxes::receive(Seat& seat, const CallRecord& record, void* data, int from) {
-  group_.begin_call(seat, record.name);
+  group_.begin_message(seat, record, from, /*receiving=*/true);
   if (group_.world().cancellation().cancelled()) return group_.cancelled(seat);
   auto* bytes = static_cast<std::byte*>(data);
   return group_.seat_of(from) != nullptr ? receive_local(seat, record, bytes, from)

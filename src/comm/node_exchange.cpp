@@ -223,22 +223,22 @@ void NodeExchange::receive_blocks(Peer& peer, std::byte*& scratch, std::vector<P
 }
 
 std::optional<Failure> NodeExchange::wait(Transfer& transfer, const Peer& peer, Seat& seat) {
+  awaited_.store(&peer, std::memory_order_relaxed);
   const auto end = transfer.wait(seat.deadline);
+  awaited_.store(nullptr, std::memory_order_relaxed);
   if (end == Transfer::End::kDone) return std::nullopt;
   if (end == Transfer::End::kCancelled) return Failure{};
   if (end == Transfer::End::kDeadline) return time_out(peer, seat);
   const int32_t rank = group_.ranks()[static_cast<size_t>(peer.members.front())];
   return Failure{
       FailureKind::kPeerLost, peer.members.size() == 1 ? rank : -1, peer.node,
-      group_.describe_wait(seat, describe_members(peer.members), describe(published(seat, seat.rank).record)) +
+      group_.describe_wait(seat, group_.describe_members(peer.members), describe(published(seat, seat.rank).record)) +
           ", and lost the connection: " + transfer.why()};
 }
 
-std::string NodeExchange::describe_members(std::span<const int> members) const {
-  std::vector<std::string> texts;
-  for (const int member : members)
-    texts.push_back(group_.world().describe_rank(group_.ranks()[static_cast<size_t>(member)]));
-  return fmt::format("{}", fmt::join(texts, ", "));
+std::vector<int> NodeExchange::awaited_members() const {
+  const Peer* const peer = awaited_.load(std::memory_order_relaxed);  // peers stay as they were made
+  return peer == nullptr ? std::vector<int>() : peer->members;
 }
 
 // Asks the other process which of its ranks are late. If it answers it may itself wait, in an earlier call, for a
@@ -255,8 +255,9 @@ Failure NodeExchange::time_out(const Peer& peer, const Seat& seat) const {
     if (std::ranges::find(peer.members, static_cast<int>(member)) != peer.members.end())
       late.push_back(static_cast<int>(member));
   if (late.empty()) late = peer.members;
-  Failure failure{FailureKind::kPeerTimeout, group_.ranks()[static_cast<size_t>(late.front())], peer.node,
-                  group_.describe_wait(seat, describe_members(late), describe(published(seat, seat.rank).record))};
+  Failure failure{
+      FailureKind::kPeerTimeout, group_.ranks()[static_cast<size_t>(late.front())], peer.node,
+      group_.describe_wait(seat, group_.describe_members(late), describe(published(seat, seat.rank).record))};
   if (const std::optional<int> silent = answer ? find_silent_node(peer, seat) : std::nullopt) {
     failure.node = *silent;
     failure.rank = group_.world().nodes()[static_cast<size_t>(*silent)].first_rank;

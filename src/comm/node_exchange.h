@@ -36,6 +36,8 @@ class NodeExchange {
   bool has_begun(const Seat& seat) const;
   std::optional<Failure> end(Seat& seat);
   void give_up();
+  // Whose message end() waits for now; from any thread.
+  std::vector<int> awaited_members() const;
 
   const Call& call_of(int member) const { return calls_[static_cast<size_t>(member)]; }
   // The block of a member elsewhere for local member `local`.
@@ -69,7 +71,6 @@ class NodeExchange {
   std::optional<Failure> wait(Transfer& transfer, const Peer& peer, Seat& seat);
   Failure time_out(const Peer& peer, const Seat& seat) const;
   std::optional<int> find_silent_node(const Peer& peer, const Seat& seat) const;
-  std::string describe_members(std::span<const int> members) const;
   const Call& published(const Seat& seat, int member) const;
   int64_t incoming_bytes(const Peer& peer) const;
 
@@ -86,7 +87,8 @@ class NodeExchange {
   std::vector<const std::byte*> blocks_;      // [group size, local members]
   Buffer scratch_;                            // large blocks from elsewhere
   uint32_t begun_ = 0;                        // the last call that has begun
-  std::mutex sends_mutex_;                    // giving up and clearing may meet
+  std::atomic<const Peer*> awaited_{nullptr};
+  std::mutex sends_mutex_;  // giving up and clearing may meet
   std::vector<Pending> sends_;
 };
 

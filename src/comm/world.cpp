@@ -8,6 +8,7 @@
 
 #include "base/assert.h"
 #include "base/thread_pool.h"
+#include "base/units.h"
 #include "comm/control_link.h"
 #include "comm/gloo_link.h"
 #include "comm/group.h"
@@ -129,6 +130,50 @@ std::optional<std::chrono::milliseconds> World::deadline() const {
 
 void World::cancel(std::string reason, int rank) {
   cancellation_.cancel({FailureKind::kCancelled, rank, rank < 0 ? -1 : node_of(rank), std::move(reason)});
+}
+
+std::vector<std::string> World::describe_activity() const {
+  std::vector<std::string> lines;
+  if (const auto why = failure()) lines.push_back("the ranks work no more: " + why->message);
+  const std::lock_guard lock(mutex_);
+  const Node& here = nodes_[static_cast<size_t>(this_node_)];
+  for (int rank = here.first_rank; rank < here.first_rank + here.ranks; ++rank) describe_activity_of(rank, lines);
+  return lines;
+}
+
+// A line for each call that it is in: its own thread is in one at most, and another one where hosts exchange orders.
+void World::describe_activity_of(int rank, std::vector<std::string>& lines) const {
+  const auto since = [](Clock::time_point then) {
+    return format_seconds(std::chrono::duration<double>(Clock::now() - then).count());
+  };
+  int64_t step = kNoStep;
+  bool in_call_of_step = false;
+  std::optional<std::pair<OpenCall, const Group*>> last;
+  for (const auto& [name, group] : groups_)
+    for (const auto& seat : group->seats()) {
+      if (group->ranks()[static_cast<size_t>(seat->rank)] != rank) continue;
+      const bool in_call = seat->in_call.load(std::memory_order_acquire);
+      const OpenCall call = seat->shown.load();
+      step = std::max(step, call.step);
+      if (in_call) {
+        const std::vector<int> awaited = group->awaited_members(*seat, call);
+        in_call_of_step |= call.step != kNoStep;
+        const std::string rank_name = describe_rank(rank), place = group->describe_place(call);
+        lines.push_back(awaited.empty() ? fmt::format("{} has been {} in {}, and waits for nobody", rank_name,
+                                                      since(call.began), place)
+                                        : fmt::format("{} has waited {} for {} in {}", rank_name, since(call.began),
+                                                      group->describe_members(awaited), place));
+      } else if (call.ever && (!last || call.began > last->first.began)) {
+        last.emplace(call, group.get());
+        last->first.step = kNoStep;  // whichever it was in
+      }
+    }
+  if (in_call_of_step) return;
+  lines.push_back(fmt::format("{} {}{}", describe_rank(rank),
+                              step == kNoStep ? "has no step to do" : fmt::format("computes in step {}", step),
+                              last ? fmt::format("; its last call began {} ago: {}", since(last->first.began),
+                                                 last->second->describe_place(last->first))
+                                   : ""));
 }
 
 std::optional<Failure> World::failure() const {

@@ -60,6 +60,10 @@ class World {
   // What ended the world; empty while it works.
   std::optional<Failure> failure() const;
 
+  // What each rank here is doing now, in lines for people: which call it waits in, for whom, in which step, for how
+  // long. Disturbs nobody.
+  std::vector<std::string> describe_activity() const;
+
   // For the members of comm/.
   Cancellation& cancellation() { return cancellation_; }
   ProcessLink* link() { return link_.get(); }  // nullptr: one process
@@ -70,6 +74,7 @@ class World {
  private:
   World(std::vector<Node> nodes, int this_node);
   std::vector<uint32_t> late_members(uint32_t slot_prefix, uint32_t call);
+  void describe_activity_of(int rank, std::vector<std::string>& lines) const;
 
   std::vector<Node> nodes_;
   int this_node_ = 0;
@@ -79,7 +84,7 @@ class World {
   Cancellation cancellation_;
   std::unique_ptr<ProcessLink> link_;
   std::unique_ptr<ControlLink> control_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::map<std::string, std::shared_ptr<Group>, std::less<>> groups_;
 };
 

@@ -146,6 +146,54 @@ TEST(Faults, ALateRankInAnotherProcessIsNamed) {
   }
 }
 
+// While another process is stopped, and no deadline has passed, this one says what its ranks wait for.
+TEST(Faults, AStoppedProcessIsNamedByWhoeverIsAsked) {
+  const int port = testing::free_port();
+  testing::Processes processes(2, [&](int node, const testing::Processes::Say& say) {
+    log::initialise(log::Level::kOff, "");
+    auto world = World::join(testing::options_for(port, 2, node, 2)).value();
+    world->set_deadline(30s);
+    testing::run_ranks(*world, std::array{0, 1, 2, 3}, "ep", [&](Communicator& comm) {
+      const std::vector<int64_t> counts(4, 8);
+      std::array<float, 32> in{}, out{};
+      comm.set_step(5);
+      (void)comm.barrier("ready");
+      if (comm.rank() == 2) {
+        say("ready");
+        raise(SIGSTOP);
+      }
+      std::thread asking;
+      if (comm.rank() == 0)
+        asking = std::thread([&] {
+          for (int i = 0; i < 50; ++i) {
+            std::this_thread::sleep_for(20ms);
+            std::string said;
+            for (const std::string& line : world->describe_activity()) said += line + "; ";
+            // of both ranks here, and after a while
+            if (i == 49 || said.find("rank 1 (node 0, 127.0.0.1) has waited 1") != std::string::npos) {
+              say("asked: " + said);
+              return;
+            }
+          }
+        });
+      (void)comm.all_to_all("experts", in.data(), counts, out.data(), counts, DType::kF32);
+      if (asking.joinable()) asking.join();
+      return testing::Report{};
+    });
+    say("over");
+  });
+  EXPECT_THAT(processes.listen(0, 20s, "asked"),
+              ::testing::AllOf(HasSubstr("rank 0 (node 0, 127.0.0.1) has waited"),
+                               HasSubstr("rank 1 (node 0, 127.0.0.1) has waited"),
+                               HasSubstr("for rank 2 (node 1, 127.0.0.1), rank 3 (node 1, 127.0.0.1) in all_to_all "
+                                         "'experts' of F32 (call 2 of group 'ep', step 5)")));
+  processes.signal(1, SIGCONT);
+  for (int node = 0; node < 2; ++node) {
+    EXPECT_THAT(processes.listen(node, 20s), HasSubstr("over"));
+    EXPECT_TRUE(processes.ended_well(node, 10s));
+  }
+}
+
 TEST(Faults, CancelReachesOtherProcessesAndGroups) {
   const int port = testing::free_port();
   testing::Processes processes(2, [&](int node, const testing::Processes::Say& say) {

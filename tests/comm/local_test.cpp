@@ -2,6 +2,7 @@
 #include <sys/resource.h>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -195,6 +196,89 @@ TEST(Local, TheDeadlineOfAGroupAndOfAReceiver) {
   EXPECT_THAT(statuses[0].error().message, HasSubstr("for rank 1 in receiving send 'never sent'"));
   EXPECT_GE(Clock::now() - begin, milliseconds(50));
   EXPECT_LT(Clock::now() - begin, milliseconds(2000)) << "the world's deadline, not the group's";
+}
+
+// Lines of describe_activity(), asked again until one says it: ranks need a moment to get where they wait.
+std::string activity_with(const World& world, const std::string& text) {
+  const auto until = Clock::now() + milliseconds(20000);
+  std::string said;
+  while (Clock::now() < until) {
+    said = fmt::format("{}", fmt::join(world.describe_activity(), "\n"));
+    if (said.find(text) != std::string::npos) break;
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+  return said;
+}
+
+TEST(Local, EveryRankSaysWhatItWaitsFor) {
+  auto world = World::local(3);
+  EXPECT_THAT(world->describe_activity(), ::testing::ElementsAre("rank 0 has no step to do", "rank 1 has no step to do",
+                                                                 "rank 2 has no step to do"));
+  std::atomic<bool> barrier{false}, message{false};
+  std::thread ranks([&] {
+    run(*world, first_ranks(3), [&](Communicator& comm) -> Status {
+      const auto wait_for = [](const std::atomic<bool>& flag) {
+        while (!flag.load()) std::this_thread::sleep_for(milliseconds(1));
+      };
+      comm.set_step(7);
+      const std::vector<int64_t> counts = {1, 1, 1};
+      std::array<int64_t, 3> in{}, out{};
+      if (comm.rank() == 1) wait_for(barrier);
+      if (comm.rank() == 2)
+        PLAIT_RETURN_IF_ERROR(comm.all_to_all_start("experts", in.data(), counts, DType::kU8));
+      else
+        PLAIT_RETURN_IF_ERROR(comm.all_to_all("experts", in.data(), counts, out.data(), counts, DType::kU8));
+      if (comm.rank() == 2) {
+        wait_for(barrier);
+        PLAIT_RETURN_IF_ERROR(comm.all_to_all_pieces());
+        PLAIT_RETURN_IF_ERROR(comm.all_to_all_finish());
+      }
+      comm.set_step(std::nullopt);
+      if (comm.rank() == 0) PLAIT_RETURN_IF_ERROR(comm.receive("tokens", out.data(), 1, DType::kU8, 1));
+      if (comm.rank() == 1) {
+        wait_for(message);
+        PLAIT_RETURN_IF_ERROR(comm.send("tokens", in.data(), 1, DType::kU8, 0));
+      }
+      return {};
+    });
+  });
+  std::string said = activity_with(*world, "rank 2 has been");
+  EXPECT_THAT(said,
+              ContainsRegex("rank 2 has been .* in all_to_all 'experts' of U8 \\(call 1 of group 'group', step 7\\), "
+                            "and waits for nobody"));
+  said = activity_with(*world, "rank 0 has waited");
+  EXPECT_THAT(said, ContainsRegex("rank 0 has waited [0-9.]* [mu]?s for rank 1 in all_to_all 'experts' of U8 "
+                                  "\\(call 1 of group 'group', step 7\\)"));
+  EXPECT_THAT(said, HasSubstr("rank 1 computes in step 7"));
+  barrier.store(true);
+  said = activity_with(*world, "receiving");
+  EXPECT_THAT(said,
+              ContainsRegex("rank 0 has waited .* for rank 1 in receiving send 'tokens' of 1 U8 \\(group 'group'\\)"));
+  EXPECT_THAT(said, ContainsRegex("rank 1 has no step to do; its last call began .* ago: all_to_all 'experts' of U8 "
+                                  "\\(call 1 of group 'group'\\)"));
+  message.store(true);
+  ranks.join();
+  world->cancel("rank 1 ran out of pages", 1);
+  EXPECT_THAT(world->describe_activity().front(), HasSubstr("the ranks work no more: rank 1 ran out of pages"));
+}
+
+TEST(Local, AskingWhatRanksDoDisturbsNobody) {
+  auto world = World::local(4);
+  std::atomic<bool> over{false};
+  int64_t asked = 0, waits = 0;
+  std::thread asking([&] {
+    while (!over.load()) {
+      for (const std::string& line : world->describe_activity()) waits += line.find("has waited") != std::string::npos;
+      ++asked;
+    }
+  });
+  const Report report = testing::run_ranks(
+      *world, first_ranks(4), "all", [](Communicator& comm) { return testing::run_battery(comm, testing::kSizes); });
+  over.store(true);
+  asking.join();
+  EXPECT_THAT(report.failures, ::testing::IsEmpty());
+  fmt::print("asked {} times during {} collectives, {} waits were named\n", asked, report.cases, waits);
+  EXPECT_GT(waits, 0);
 }
 
 TEST(Local, WithoutADeadlineWaitsAreLong) {

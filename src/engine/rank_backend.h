@@ -33,7 +33,6 @@ struct RankFailure : std::exception {
 
 // A step as all ranks of a pipeline stage see it. What it points to outlives the step.
 struct AgreedStep {
-  uint64_t sequence_number = 0;
   StepRows rows;        // of tokens
   StepRows logit_rows;  // of rows whose logits are wanted
   comm::ExchangeForm exchange_form = comm::ExchangeForm::kNormal;

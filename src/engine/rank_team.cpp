@@ -53,7 +53,16 @@ struct RankTeam::Rank {
   std::optional<RankBackend> backend;
   double busy_seconds = 0;  // of its own thread until a step's end is announced
   std::thread thread;
+
+  // Of all its communicators: every wait of a step is reported with the step.
+  void set_step(std::optional<int64_t> step);
 };
+
+void RankTeam::Rank::set_step(std::optional<int64_t> step) {
+  for (auto& [axes, group] : groups) group.set_step(step);
+  for (auto* group : {&pipeline, &attention_ranks})
+    if (*group) (*group)->set_step(step);
+}
 
 Result<std::unique_ptr<RankTeam>> RankTeam::create(const ModelConfig& config, const TeamOptions& options,
                                                    std::vector<std::unique_ptr<Model>> models) {
@@ -326,7 +335,6 @@ void RankTeam::prepare(Launch& launch, std::span<const Step* const> of_dp_ranks)
   launch.padded.clear();
   for (const Step* step : of_dp_ranks) launch.padded.push_back(*step);
   AgreedStep& agreed = launch.step;
-  agreed.sequence_number = launched_ + 1;
   agreed.page_tokens = page_tokens_;
   agreed.rows = pad_rows(std::move(rows), alignment, mode);
   agreed.logit_rows = pad_rows(std::move(logit_rows), {.shards = alignment.shards}, mode);
@@ -384,12 +392,15 @@ void RankTeam::work(Rank& rank) {
 }
 
 std::optional<Error> RankTeam::try_step(Rank& rank, uint64_t number) {
+  rank.set_step(static_cast<int64_t>(number));
+  std::optional<Error> failure;
   try {
     run_step(rank, number);
-    return std::nullopt;
   } catch (const RankFailure& why) {
-    return why.error;
+    failure = why.error;
   }
+  rank.set_step(std::nullopt);
+  return failure;
 }
 
 // Until the step has chosen its tokens here, or never will.
@@ -427,7 +438,6 @@ void RankTeam::run_step(Rank& rank, uint64_t number) {
   const LaunchRegion region("launch of a step");
   RankBackend& backend = *rank.backend;
   const Plan& plan = launch.program->plan;
-  for (auto& [axes, group] : rank.groups) group.set_step(static_cast<int64_t>(launch.step.sequence_number));
   backend.begin(plan, launch.step, before, launch.observer ? launch.observer->of_rank(rank.index) : nullptr);
   Stream<RowBlock> stream;
   PlanWalker walker(backend);

@@ -5,9 +5,7 @@
 namespace plait {
 
 StepLimits step_limits(const ParallelConfig& parallel, int64_t max_running_requests, int64_t chunked_prefill_tokens) {
-  const auto largest_share = [&](int64_t total) {
-    return std::max<int64_t>(data_parallel_share(total, 0, parallel.attn_dp_size()), 1);
-  };
+  const auto largest_share = [&](int64_t total) { return data_parallel_limit(total, 0, parallel.attn_dp_size()); };
   return {.decode = {.requests_per_rank = largest_share(max_running_requests)},
           .prefill_tokens = largest_share(chunked_prefill_tokens)};
 }

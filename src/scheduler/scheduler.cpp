@@ -22,7 +22,7 @@ struct AbortAll {};
 using Command = std::variant<Submit, Abort, AbortAll>;
 
 SchedulerOptions share_of(const SchedulerOptions& all, int dp, int ranks) {
-  const auto share = [&](int64_t total) { return std::max<int64_t>(data_parallel_share(total, dp, ranks), 1); };
+  const auto share = [&](int64_t total) { return data_parallel_limit(total, dp, ranks); };
   SchedulerOptions own = all;
   own.max_running_requests = share(all.max_running_requests);
   own.chunked_prefill_tokens = share(all.chunked_prefill_tokens);

@@ -5,6 +5,7 @@
 // together; the accessors below are meaningful once those rules have passed. Plain value, no owner.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -65,6 +66,10 @@ struct ParallelConfig {
 // not divide goes to the first ones, so part 0 is the largest.
 constexpr int64_t data_parallel_share(int64_t total, int dp, int dp_ranks) {
   return (total + dp_ranks - 1 - dp) / dp_ranks;
+}
+// The same of a limit that is to leave every rank able to work.
+constexpr int64_t data_parallel_limit(int64_t total, int dp, int dp_ranks) {
+  return std::max<int64_t>(data_parallel_share(total, dp, dp_ranks), 1);
 }
 
 const char* name_of(CpStrategy strategy);

@@ -31,6 +31,20 @@ Lists singles(int count) {
 
 const std::vector<int> kAll8 = {0, 1, 2, 3, 4, 5, 6, 7};
 
+TEST(ParallelConfig, SharesOfALimit) {
+  for (int ranks = 1; ranks <= 8; ++ranks)
+    for (int64_t total = 0; total <= 20; ++total) {
+      int64_t sum = 0;
+      for (int dp = 0; dp < ranks; ++dp) {
+        const int64_t share = data_parallel_share(total, dp, ranks);
+        sum += share;
+        EXPECT_TRUE(share == total / ranks || (share == total / ranks + 1 && dp < total % ranks));
+        EXPECT_EQ(data_parallel_limit(total, dp, ranks), share > 0 ? share : 1) << "nobody is left without work";
+      }
+      EXPECT_EQ(sum, total);
+    }
+}
+
 TEST(Topology, TensorParallelOnly) {
   const Topology topology({.tp_size = 8});
   EXPECT_EQ(groups_of(topology, GroupKind::kAttnTp), Lists{kAll8});

@@ -17,7 +17,7 @@
 #include <fmt/format.h>
 #include <time.h>
 
-#include "bench/kernels/machine_limits.h"
+#include "bench/machine_probe.h"
 #include "kernels/attention.h"
 #include "kernels/cpu/attention_kernels.h"
 
@@ -128,7 +128,11 @@ double cache_bytes(const Row& row) {
   return static_cast<double>(row.sequences * (row.cached + row.rows) * (kLatent + kRope) * size_of(row.dtype));
 }
 
-void measure(const Row& row, const Options& options, kernels::Context& context, double& peak) {
+double float32_peak(MachineProbe& probe) {
+  return probe.ceilings(kernels::Activation::kFloat32, /*seconds=*/0.03).flops;
+}
+
+void measure(const Row& row, const Options& options, kernels::Context& context, MachineProbe& probe, double& peak) {
   const Caches caches(row, context);
   const PackedMatrix kv_b = row.expanded ? make_kv_b(row.heads) : PackedMatrix();
   const int64_t tokens = row.sequences * row.rows;
@@ -150,7 +154,7 @@ void measure(const Row& row, const Options& options, kernels::Context& context, 
       kernels::attend_absorbed(context, q_rows, cache, caches.spans, 0.1147214f, out_rows);
     best = std::min(best, now_seconds(options.cpu_time) - begin);
   }
-  peak = std::max(peak, bench::float32_peak(*context.pool));
+  peak = std::max(peak, float32_peak(probe));
   const double all = operations(row) + expansion_operations(row);
   fmt::print("{:48} {:9.3f} ms  {:7.1f} GFLOP/s  {:5.1f} % of peak  {:6.2f} GB/s\n", row.name(), best * 1e3,
              all / best * 1e-9, 100 * all / best / peak, cache_bytes(row) / best * 1e-9);
@@ -187,11 +191,12 @@ int run(int argc, char** argv) {
   ThreadPool pool(options.threads);
   kernels::Workspace workspace;
   kernels::Context context{&pool, &workspace};
-  double peak = bench::float32_peak(pool);
+  MachineProbe probe(pool);
+  double peak = float32_peak(probe);
   fmt::print("{} threads, {}, float32 peak {:.1f} GFLOP/s\n", pool.size(), kernels::attention_kernels().name,
              peak * 1e-9);
   for (const Row& row : kRows)
-    if (row.name().find(options.only) != std::string::npos) measure(row, options, context, peak);
+    if (row.name().find(options.only) != std::string::npos) measure(row, options, context, probe, peak);
   fmt::print("float32 peak at the end: {:.1f} GFLOP/s\n", peak * 1e-9);
   return 0;
 }

@@ -14,8 +14,8 @@
 #include <fmt/format.h>
 #include <time.h>
 
-#include "bench/kernels/machine_limits.h"
 #include "bench/kernels/onednn_matmul.h"
+#include "bench/machine_probe.h"
 #include "kernels/cpu/linear_kernels.h"
 #include "kernels/linear.h"
 
@@ -88,13 +88,11 @@ class Bench {
  public:
   explicit Bench(const Options& options) : options_(options), pool_(options.threads) {
     context_ = {&pool_, &workspace_, kernels::Implementation::kFast, options.activation};
-    bandwidth_.measure(0.5);
-    float_peak_ = bench::float32_peak(pool_);
-    pair_peak_ = options.activation == Activation::kBFloat16 ? bench::bfloat16_peak(pool_) : 0;
     std::printf("%d threads, targets:", pool_.size());
     for (const auto target : kernels::linear_targets()) std::printf(" %.*s", int(target.size()), target.data());
-    std::printf("\nread bandwidth %.1f GB/s, float32 peak %.1f GFLOP/s, vdpbf16ps peak %.1f GFLOP/s\n\n",
-                bandwidth_.best() / 1e9, float_peak_ / 1e9, pair_peak_ / 1e9);
+    std::printf("\nread bandwidth %.1f GB/s, float32 peak %.1f GFLOP/s (%s), bfloat16 peak %.1f GFLOP/s (%s)\n\n",
+                bandwidth_ / 1e9, machine_.f32_flops / 1e9, machine_.f32_instruction.c_str(), machine_.bf16_flops / 1e9,
+                machine_.bf16_instruction.c_str());
     std::printf("%-16s %-6s %5s %10s %8s %6s %9s %6s %9s\n", "shape", "format", "rows", "us", "GB/s", "share",
                 "GFLOP/s", "share", "oneDNN us");
   }
@@ -175,12 +173,12 @@ class Bench {
 
   void report(const char* name, WeightFormat format, int64_t rows, double seconds, double bytes, double operations,
               double peer) {
-    bandwidth_.measure(0.03);
-    const double peak = format == WeightFormat::kF32 ? float_peak_ : std::max(float_peak_, pair_peak_);
+    bandwidth_ = std::max(bandwidth_, probe_.ceilings(options_.activation, /*seconds=*/0.03).read_bandwidth);
+    const bool pairs = format != WeightFormat::kF32 && options_.activation == Activation::kBFloat16;
+    const double peak = pairs ? machine_.bf16_flops : machine_.f32_flops;
     std::printf("%-16s %-6s %5lld %10.1f %8.2f %5.0f%% %9.1f %5.0f%%", name, name_of(format),
-                static_cast<long long>(rows), seconds * 1e6, bytes / seconds / 1e9,
-                100 * bytes / seconds / bandwidth_.best(), operations / seconds / 1e9,
-                100 * operations / seconds / peak);
+                static_cast<long long>(rows), seconds * 1e6, bytes / seconds / 1e9, 100 * bytes / seconds / bandwidth_,
+                operations / seconds / 1e9, 100 * operations / seconds / peak);
     if (peer > 0) std::printf(" %9.1f  x%.2f", peer * 1e6, peer / seconds);
     std::printf("\n");
     std::fflush(stdout);
@@ -190,8 +188,9 @@ class Bench {
   ThreadPool pool_;
   kernels::Workspace workspace_;
   kernels::Context context_;
-  bench::ReadBandwidth bandwidth_{pool_, size_t{512} << 20, size_t{16} << 20};
-  double float_peak_ = 0, pair_peak_ = 0;
+  MachineProbe probe_{pool_};
+  const MachineProfile machine_ = probe_.profile(/*seconds=*/0.5);
+  double bandwidth_ = machine_.read_bandwidth;  // the best so far
 };
 
 int run(int argc, char** argv) {

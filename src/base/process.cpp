@@ -15,6 +15,13 @@ namespace {
 
 constexpr int kExecFailed = 127;
 
+sigset_t question_signal() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGUSR1);
+  return set;
+}
+
 // Between fork and exec only async-signal-safe calls are allowed.
 [[noreturn]] void become(char* const* argv, int inherited, pid_t parent) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -27,9 +34,8 @@ constexpr int kExecFailed = 127;
   if (syscall(SYS_close_range, kInheritedDescriptor + 1, ~0U, 0) != 0) {
     for (int fd = kInheritedDescriptor + 1; fd < 65536; ++fd) close(fd);
   }
-  sigset_t none;
-  sigemptyset(&none);
-  sigprocmask(SIG_SETMASK, &none, nullptr);
+  const sigset_t blocked = question_signal();
+  sigprocmask(SIG_SETMASK, &blocked, nullptr);
   execv("/proc/self/exe", argv);
   _exit(kExecFailed);
 }
@@ -59,8 +65,8 @@ ChildProcess::~ChildProcess() {
   }
 }
 
-void ChildProcess::kill() {
-  if (running()) ::kill(pid_, SIGKILL);
+void ChildProcess::send(int signal) {
+  if (running()) ::kill(pid_, signal);
 }
 
 std::string ChildProcess::wait() {
@@ -82,9 +88,15 @@ Result<ChildProcess> spawn_self(std::span<const std::string> arguments, int inhe
   argv.push_back(nullptr);
 
   const pid_t parent = getpid();
+  // The child has the mask of this thread from its first moment on.
+  const sigset_t blocked = question_signal();
+  sigset_t before;
+  pthread_sigmask(SIG_BLOCK, &blocked, &before);
   const pid_t pid = fork();
-  if (pid < 0) return io_error("cannot start a child process", errno);
   if (pid == 0) become(argv.data(), inherited, parent);
+  const int why = errno;
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  if (pid < 0) return io_error("cannot start a child process", why);
 
   ChildProcess child;
   child.pid_ = pid;

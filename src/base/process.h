@@ -9,6 +9,8 @@
 #include <string>
 #include <sys/types.h>
 
+#include <signal.h>
+
 #include "base/error.h"
 
 namespace plait {
@@ -25,7 +27,8 @@ class ChildProcess {
   // Readable once the child has ended; -1 where the kernel has no pidfds.
   int pidfd() const { return pidfd_; }
 
-  void kill();  // SIGKILL; nothing if it does not run
+  void send(int signal);  // nothing if it does not run
+  void kill() { send(SIGKILL); }
   // Reaps the child, waiting for its end: call after kill(), or when pidfd is readable. "exited with status 3", "was
   // killed by signal 9 (Killed)".
   std::string wait();
@@ -39,7 +42,8 @@ class ChildProcess {
 // Descriptor number under which a child finds the one it inherits.
 inline constexpr int kInheritedDescriptor = 3;
 
-// Starts this program again with `arguments`. The child gets standard input, output and error, `inherited` as
+// Starts this program again with `arguments`. SIGUSR1 is blocked in the child until it asks for it: one that comes too
+// early waits, and does not end it. The child gets standard input, output and error, `inherited` as
 // descriptor kInheritedDescriptor, and nothing else; SIGKILL when this process ends, however it ends.
 Result<ChildProcess> spawn_self(std::span<const std::string> arguments, int inherited);
 

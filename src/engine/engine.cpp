@@ -47,8 +47,9 @@ class CpuEngine : public Engine {
   CpuEngine(const EngineOptions& options, EngineSetup setup) : options_(options), setup_(std::move(setup)) {}
 
   // The steps of starting, in order. Until all ranks are ready, nobody's wait for another one has a limit.
-  Status start() {
+  Status start(const Met& met) {
     PLAIT_RETURN_IF_ERROR(meet());
+    if (met) met(hosts_->world());
     PLAIT_ASSIGN_OR_RETURN(const int64_t pages, hosts_->agree_on_start(load_within_memory()));
     if (pages < plan_.kv_pages) {
       log::info("another host has memory for {} pages of KV, this one for {}", pages, plan_.kv_pages);
@@ -122,13 +123,16 @@ class CpuEngine : public Engine {
   // With the other hosts, if there are any.
   Status meet() {
     const ParallelConfig& parallel = setup_.parallel;
+    const auto ranks = static_cast<int>(setup_.models.size());
     std::shared_ptr<comm::World> world;
-    if (parallel.nnodes > 1) {
+    if (parallel.nnodes == 1) {
+      world = comm::World::local(ranks);
+    } else {
       const HostsOptions& hosts = options_.hosts;
       comm::RendezvousOptions rendezvous{.address = parallel.dist_init_addr,
                                          .nodes = parallel.nnodes,
                                          .node = parallel.node_rank,
-                                         .ranks = static_cast<int>(setup_.models.size()),
+                                         .ranks = ranks,
                                          .limit = hosts.rejoins ? hosts.rejoin_timeout : hosts.dist_timeout};
       PLAIT_ASSIGN_OR_RETURN(rendezvous.secret, read_secret(hosts.secret_file));
       rendezvous.configuration = shared_settings(options_, setup_);
@@ -246,11 +250,11 @@ std::vector<std::vector<SampledToken>> StepExecutor::collect() {
   return sampled;
 }
 
-Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options) {
+Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options, const Met& met) {
   const auto begin = std::chrono::steady_clock::now();
   PLAIT_ASSIGN_OR_RETURN(EngineSetup setup, prepare_engine(options));
   auto engine = std::make_unique<CpuEngine>(options, std::move(setup));
-  PLAIT_RETURN_IF_ERROR(engine->start());
+  PLAIT_RETURN_IF_ERROR(engine->start(met));
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
   log::info("Engine is ready after {}.", format_seconds(elapsed.count()));
   return std::unique_ptr<Engine>(std::move(engine));

@@ -21,6 +21,10 @@
 #include "model/model.h"
 #include "topology/parallel_config.h"
 
+namespace plait::comm {
+class World;
+}
+
 namespace plait {
 
 // How the hosts of one engine wait for each other.
@@ -108,8 +112,10 @@ class Engine : public StepExecutor {
   // Loads the checkpoint (or dummy weights), plans memory, allocates the pools and runs a first step. Progress goes to
   // the log and, on a terminal, to a bar. kExhausted if the weights and one page of KV do not fit; the message holds
   // the table and says which flag to lower.
-  // With several hosts it waits for the others, and fails if one of them does, naming it.
-  static Result<std::unique_ptr<Engine>> create(const EngineOptions& options);
+  // With several hosts it waits for the others, and fails if one of them does, naming it. `met` gets the ranks' world
+  // as soon as there is one, on this thread; what waits there before the engine is ready has no limit.
+  using Met = std::function<void(const std::shared_ptr<comm::World>& world)>;
+  static Result<std::unique_ptr<Engine>> create(const EngineOptions& options, const Met& met = {});
 
   // Whether this host executes steps; else it calls follow(), which takes part in the first host's until that ends.
   // `ready` is called when all hosts are.

@@ -38,7 +38,7 @@ std::vector<SampledToken> choose(ThreadPool& pool, Rows logits, const StepCall& 
 Result<HostTeam> HostTeam::open(std::shared_ptr<comm::World> world) {
   HostTeam hosts;
   hosts.world_ = std::move(world);
-  if (hosts.world_ && hosts.world_->nodes().size() > 1) {
+  if (hosts.world_->nodes().size() > 1) {
     PLAIT_ASSIGN_OR_RETURN(HostChannel orders, HostChannel::open(*hosts.world_, "hosts"));
     PLAIT_ASSIGN_OR_RETURN(HostChannel answers, HostChannel::open(*hosts.world_, "hosts, answers"));
     hosts.channels_.emplace(std::move(orders), std::move(answers));

@@ -23,7 +23,7 @@ namespace plait {
 
 class HostTeam {
  public:
-  // Of this process alone if `world` is null.
+  // Without channels if the world is this process alone.
   static Result<HostTeam> open(std::shared_ptr<comm::World> world);
 
   const std::shared_ptr<comm::World>& world() const { return world_; }

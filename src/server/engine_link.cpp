@@ -41,6 +41,9 @@ class Incarnation : public std::enable_shared_from_this<Incarnation> {
   pid_t pid() const { return process_.pid(); }
   bool running() const { return !ended_; }
   void kill() { process_.kill(); }
+  void ask_for_activity() {
+    if (!ended_) process_.send(SIGUSR1);
+  }
 
   void send(const Result<std::string>& frame) {
     if (ended_) return;
@@ -229,6 +232,10 @@ void EngineLink::send(const FlushCacheMessage& message) {
 }
 void EngineLink::send_shutdown() {
   state_->send(encode_shutdown());
+}
+
+void EngineLink::ask_for_activity() {
+  if (state_->engine) state_->engine->ask_for_activity();
 }
 
 void EngineLink::kill() {

@@ -43,6 +43,9 @@ class EngineLink {
   // Asks it to end by itself.
   void send_shutdown();
 
+  // Its log says what its ranks do, whatever they hang in.
+  void ask_for_activity();
+
   void kill();  // `died` follows
 
  private:

@@ -132,8 +132,9 @@ void leave_signals_to_the_front_end() {
   for (const int signal : {SIGINT, SIGTERM, SIGHUP}) ::signal(signal, SIG_IGN);
 }
 
-Result<LoadedEngine> load_engine(const EngineOptions& options) {
-  PLAIT_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::create(options));
+Result<LoadedEngine> load_engine(const EngineOptions& options, ActivityReporter& reporter) {
+  const auto met = [&reporter](const std::shared_ptr<comm::World>& world) { reporter.watch(world); };
+  PLAIT_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::create(options, met));
   LoadedEngine loaded;
   const MemoryPlan& memory = engine->memory_plan();
   loaded.info = {.vocab_size = engine->config().vocab_size,
@@ -188,9 +189,10 @@ int run_engine_process(int descriptor, const EngineLoader& load) {
   log::Level level = log::Level::kInfo;
   log::parse_level(options->log_level, level);
   log::initialise(level, options->log_name);
+  ActivityReporter reporter;
 
   (void)socket.send(encode(ProgressMessage{"loading the model"}));
-  auto loaded = load(options->engine);
+  auto loaded = load(options->engine, reporter);
   if (loaded.has_error()) {
     const Error& error = loaded.error();
     (void)socket.send(encode(FailedMessage{error.kind, error.message}));

@@ -1,6 +1,7 @@
 // The engine process: serves the front end over one socket until the front end is gone.
 //
-// The calling thread runs the scheduler, or follows the first host's; a second thread reads the socket.
+// The calling thread runs the scheduler, or follows the first host's; a second thread reads the socket, a third one
+// waits for SIGUSR1.
 // run_engine_process (serve.h) is the entry with the real engine; tests bring another StepExecutor.
 #pragma once
 
@@ -9,6 +10,7 @@
 
 #include "base/error.h"
 #include "engine/engine.h"
+#include "server/activity_reporter.h"
 #include "server/messages.h"
 
 namespace plait {
@@ -22,7 +24,8 @@ struct LoadedEngine {
   // Set if there are other hosts, which end with this one: Engine::end.
   std::function<void()> end;
 };
-using EngineLoader = std::function<Result<LoadedEngine>(const EngineOptions&)>;
+// Shows the reporter its ranks as soon as there are any.
+using EngineLoader = std::function<Result<LoadedEngine>(const EngineOptions&, ActivityReporter&)>;
 
 // Returns the exit status of the process.
 int run_engine_process(int socket, const EngineLoader& load);

@@ -70,6 +70,21 @@ double EngineSupervisor::seconds_in_activity() const {
   return std::chrono::duration<double>(Clock::now() - activity_since_).count();
 }
 
+void EngineSupervisor::log_activity() {
+  if (phase_ == EnginePhase::kReady) {
+    // Of requests only the first host's engine knows.
+    const std::string requests = options_.engine.parallel.node_rank > 0
+                                     ? ""
+                                     : fmt::format("{} requests running, {} queued, ", load_.running, load_.queued);
+    log::warning("SIGUSR1: {} ({}): {}{} steps done; last progress {} ago", engine_process_, pid(), requests,
+                 load_.steps, format_seconds(std::chrono::duration<double>(Clock::now() - progress_at_).count()));
+  } else {
+    log::warning("SIGUSR1: {} ({}): {}, for {}", engine_process_, pid(), activity_,
+                 format_seconds(seconds_in_activity()));
+  }
+  link_.ask_for_activity();
+}
+
 void EngineSupervisor::start() {
   phase_ = EnginePhase::kStarting;
   launch();

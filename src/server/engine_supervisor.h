@@ -37,6 +37,9 @@ class EngineSupervisor {
   // Asks the engine to end, kills it if it does not, and starts none again.
   void stop(std::function<void()> stopped);
 
+  // The log says what the engine process does: how it looks from here, and what its ranks say themselves.
+  void log_activity();
+
   // Whether requests are in flight: a ready engine is only watched then, or if other hosts wait for it.
   void set_busy(bool busy);
 

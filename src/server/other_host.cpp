@@ -17,6 +17,7 @@ class OtherHost {
       : options_(options),
         loop_(/*helpers=*/0),
         signals_(loop_.context(), SIGTERM, SIGINT),
+        questions_(loop_.context(), SIGUSR1),
         supervisor_(loop_, options_, /*replica=*/std::nullopt,
                     {.ready = [this](const EngineInfo&) { on_ready(); },
                      .outputs = [](std::vector<RequestOutput>&&) {},
@@ -34,12 +35,21 @@ class OtherHost {
         if (!again) _exit(130);
       });
     });
+    wait_for_question();
     supervisor_.start();
     loop_.run();
     return status_;
   }
 
  private:
+  void wait_for_question() {
+    questions_.async_wait([this](const boost::system::error_code& problem, int) {
+      if (problem) return;
+      supervisor_.log_activity();
+      wait_for_question();
+    });
+  }
+
   const ParallelConfig& parallel() const { return options_.engine.parallel; }
 
   void on_ready() {
@@ -60,7 +70,8 @@ class OtherHost {
 
   const ServeOptions options_;
   EventLoop loop_;
-  boost::asio::signal_set signals_;
+  boost::asio::signal_set signals_;    // to end
+  boost::asio::signal_set questions_;  // what everything waits for
   EngineSupervisor supervisor_;
   int status_ = 0;
 };

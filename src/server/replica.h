@@ -45,6 +45,7 @@ class Replica {
   size_t unfinished() const { return ledger_.size(); }
   // `room` as --max-running-requests and --max-queued-requests leave it.
   ReplicaLoad load() const;
+  void log_activity() { supervisor_.log_activity(); }
   const EngineSupervisor& supervisor() const { return supervisor_; }
 
  private:

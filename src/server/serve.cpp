@@ -62,6 +62,7 @@ class Server {
         model_(std::move(model)),
         loop_(kHelperThreads),
         signals_(loop_.context(), SIGTERM, SIGINT),
+        questions_(loop_.context(), SIGUSR1),
         exit_timer_(loop_),
         front_end_(loop_, options_, model_.context,
                    {.ready = [this] { on_ready(); }, .ended = [this](int status) { on_ended(status); }}),
@@ -82,6 +83,7 @@ class Server {
                     .handle = [this](std::shared_ptr<Exchange> exchange) { api_.handle(std::move(exchange)); }}));
     log::info("listening on http://{}:{}", options_.host, http_->port());
     wait_for_signal();
+    wait_for_question();
     front_end_.start();
     loop_.run();
     return {};
@@ -109,6 +111,15 @@ class Server {
     });
   }
 
+  void wait_for_question() {
+    questions_.async_wait([this](const boost::system::error_code& problem, int) {
+      if (problem) return;
+      log::warning("SIGUSR1: {} requests are not answered yet", front_end_.unfinished());
+      for (const auto& replica : front_end_.replicas()) replica->log_activity();
+      wait_for_question();
+    });
+  }
+
   void on_ended(int status) {
     status_ = status;
     exit_until_ = std::chrono::steady_clock::now() + kLastAnswers;
@@ -128,7 +139,8 @@ class Server {
   const std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
   Model model_;
   EventLoop loop_;
-  boost::asio::signal_set signals_;
+  boost::asio::signal_set signals_;    // to end
+  boost::asio::signal_set questions_;  // what everything waits for
   EventLoop::Timer exit_timer_;
   FrontEnd front_end_;
   Api api_;
@@ -141,6 +153,7 @@ class Server {
 
 int serve(const ServeOptions& options) {
   ::signal(SIGPIPE, SIG_IGN);
+  ::signal(SIGUSR1, SIG_IGN);  // until it is answered
   if (options.engine.parallel.node_rank > 0) return serve_with_first_host(options);
   auto model = read_model(options);
   if (model.has_error()) {

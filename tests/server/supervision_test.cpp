@@ -25,7 +25,7 @@ constexpr int32_t kHangs = 91;
 constexpr int64_t kPages = 512;
 constexpr int64_t kPageTokens = 4;
 
-Result<LoadedEngine> load_fake(const EngineOptions& options) {
+Result<LoadedEngine> load_fake(const EngineOptions& options, ActivityReporter&) {
   if (options.model_path == "broken") return corrupt("config.json is broken");
   if (options.model_path == "dies") raise(SIGKILL);
   auto model = std::make_unique<FakeModel>(kPages, kPageTokens);
@@ -188,6 +188,30 @@ TEST_F(Supervision, KilledEnginesLoseNothing) {
   for (size_t i = 0; i < sequences_.size(); ++i) expect_exact(i);
   EXPECT_GE(replica(0).supervisor().restarts(), 3U);
   std::printf("killed the engine %d times under 50 requests\n", static_cast<int>(replica(0).supervisor().restarts()));
+}
+
+// SIGUSR1 would end a process that does not expect it: from its first moment on, an engine does.
+TEST_F(Supervision, QuestionsNeverEndAnEngine) {
+  start();
+  int64_t before_ready = 0, questions = 0;
+  const auto ask = [&] {
+    for (int i = 0; i < 20 && engine() > 0; ++i, ++questions) ::kill(engine(), SIGUSR1);
+  };
+  run_until([&] {
+    ask();
+    return ready_;
+  });
+  before_ready = questions;
+  for (int i = 0; i < 10; ++i) add(request(i, 5, 100));
+  submit();
+  run_until([&] {
+    ask();
+    return all_finished();
+  });
+  for (size_t i = 0; i < sequences_.size(); ++i) expect_exact(i);
+  EXPECT_EQ(replica(0).supervisor().restarts(), 0U);
+  std::printf("%ld questions to an engine, %ld of them before it was ready\n", questions, before_ready);
+  EXPECT_GT(before_ready, 0);
 }
 
 TEST_F(Supervision, ARequestThatKillsEveryEngineIsGivenUpAlone) {

@@ -178,10 +178,11 @@ class Cluster:
     def wait_engine(self, host):
         return wait_until(lambda: self.engine(host), 20, f"host {host} has an engine process")
 
+    def log(self, host):
+        return [self.first, *self.others][host].log()
+
     def logs(self):
-        return "\n".join(
-            f"-- host {host}\n{log}" for host, log in enumerate([self.first.log(), *(o.log() for o in self.others)])
-        )
+        return "\n".join(f"-- host {host}\n{self.log(host)}" for host in range(self.count))
 
     def gone(self):
         """No process of the cluster is left."""

@@ -11,8 +11,11 @@ constexpr VariableInfo kVariables[] = {
     {Variable::kHfHubCache, "HF_HUB_CACHE", "folder of downloaded checkpoints, where --model-path is a hub id"},
     {Variable::kHuggingfaceHubCache, "HUGGINGFACE_HUB_CACHE", "the same under its old name"},
     {Variable::kHfHome, "HF_HOME", "next in turn: its subfolder hub"},
-    {Variable::kXdgCacheHome, "XDG_CACHE_HOME", "next in turn: its subfolder huggingface/hub"},
-    {Variable::kHome, "HOME", "last: its subfolder .cache/huggingface/hub"},
+    {Variable::kXdgCacheHome, "XDG_CACHE_HOME",
+     "next in turn: its subfolder huggingface/hub; compiled kernels in plait/kernels"},
+    {Variable::kHome, "HOME",
+     "last: its subfolder .cache/huggingface/hub; without XDG_CACHE_HOME also .cache/plait/kernels"},
+    {Variable::kNvrtc, "PLAIT_NVRTC", "libnvrtc, or a folder that has it, for compiling CUDA kernels"},
 };
 
 }  // namespace

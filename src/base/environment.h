@@ -11,7 +11,7 @@
 
 namespace plait {
 
-enum class Variable { kHfHubCache, kHuggingfaceHubCache, kHfHome, kXdgCacheHome, kHome };
+enum class Variable { kHfHubCache, kHuggingfaceHubCache, kHfHome, kXdgCacheHome, kHome, kNvrtc };
 
 struct VariableInfo {
   Variable variable;

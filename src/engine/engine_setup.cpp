@@ -6,9 +6,9 @@
 #include <fmt/ranges.h>
 
 #include "base/log.h"
+#include "base/sha256.h"
 #include "base/version.h"
 #include "checkpoint/checkpoint.h"
-#include "comm/hmac.h"
 #include "engine/exchange_options.h"
 #include "engine/memory_plan.h"
 #include "layout/stage.h"
@@ -59,7 +59,7 @@ Result<ParallelConfig> parallel_of(const EngineOptions& options, const ModelFact
 std::string digest_of_file(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
   const std::vector<uint8_t> bytes((std::istreambuf_iterator<char>(file)), {});
-  const comm::Digest digest = comm::sha256(bytes);
+  const Digest digest = sha256(bytes);
   return fmt::format("{:02x}", fmt::join(std::span(digest).first(8), ""));
 }
 

@@ -49,7 +49,10 @@ EntryLock::Outcome EntryLock::try_lock() {
     }
     if (problem_ != EEXIST) return Outcome::kNoLocks;
     const auto lock = abandoned();
-    if (!lock || !take_away(*lock)) return Outcome::kTheirs;
+    if (!lock) return Outcome::kTheirs;
+    problem_ = take_away(*lock);
+    if (problem_ == ENOENT || problem_ == EEXIST) return Outcome::kTheirs;  // somebody was quicker
+    if (problem_ != 0) return Outcome::kNoLocks;  // another user's, in a directory where only they may remove it
     log::info("kernel cache: {} of {} is taken over, which has ended or is silent", file_.string(), owner_);
     took_over_ = true;
   }
@@ -66,7 +69,7 @@ void EntryLock::release() {
 
 bool EntryLock::remove_if_abandoned() {
   const auto lock = abandoned();
-  return lock && take_away(*lock);
+  return lock && take_away(*lock) == 0;
 }
 
 std::optional<FileContents> EntryLock::abandoned() {
@@ -96,14 +99,14 @@ bool EntryLock::is_stale(const FileContents& lock) {
 }
 
 // Renaming lets one of several succeed. What was caught may be the lock of one that was quicker: it gets it back.
-bool EntryLock::take_away(const FileContents& lock) {
+int EntryLock::take_away(const FileContents& lock) {
   const std::filesystem::path aside = file_.parent_path() / temporary_name();
-  if (files_->rename(file_, aside) != 0) return false;
+  if (const int problem = files_->rename(file_, aside)) return problem;
   FileContents caught;
   const bool is_it = files_->read(aside, kMaxLockBytes, caught) == 0 && caught.bytes == lock.bytes;
   if (!is_it) files_->create(file_, caught.bytes, CacheFiles::Durability::kPlain);
   files_->remove(aside);
-  return is_it;
+  return is_it ? 0 : EEXIST;
 }
 
 std::string temporary_name() {

@@ -28,7 +28,7 @@ class EntryLock {
   enum class Outcome {
     kMine,
     kTheirs,   // somebody else's, or it has just been let go: try again a little later
-    kNoLocks,  // no such file can be made here: problem() says why
+    kNoLocks,  // no such file can be made here, or an abandoned one not removed: problem() says why
   };
   Outcome try_lock();
   void release();  // removes it, unless somebody has taken it over
@@ -46,7 +46,7 @@ class EntryLock {
   // The lock file as it is, if there is one and its owner has ended or does not refresh it.
   std::optional<FileContents> abandoned();
   bool is_stale(const FileContents& lock);
-  bool take_away(const FileContents& lock);
+  int take_away(const FileContents& lock);  // 0 or an errno
 
   const std::shared_ptr<CacheFiles> files_;
   const std::filesystem::path file_;

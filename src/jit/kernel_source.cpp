@@ -95,11 +95,11 @@ std::string translation_unit(const KernelSource& source) {
   for (const auto& [name, value] : source.constants) {
     const bool fits = value >= std::numeric_limits<int>::min() && value <= std::numeric_limits<int>::max();
     if (fits)
-      unit += fmt::format("constexpr int {} = {};\n", name, value);
+      unit += fmt::format("[[maybe_unused]] constexpr int {} = {};\n", name, value);
     else if (value == std::numeric_limits<int64_t>::min())  // has no literal of its own
-      unit += fmt::format("constexpr long long {} = {}LL - 1;\n", name, value + 1);
+      unit += fmt::format("[[maybe_unused]] constexpr long long {} = {}LL - 1;\n", name, value + 1);
     else
-      unit += fmt::format("constexpr long long {} = {}LL;\n", name, value);
+      unit += fmt::format("[[maybe_unused]] constexpr long long {} = {}LL;\n", name, value);
   }
   unit += "#line 1\n";
   unit += source.text;

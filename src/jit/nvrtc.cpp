@@ -4,6 +4,7 @@
 
 #include "base/launch_region.h"
 #include "jit/compile_log.h"
+#include "jit/cubin.h"
 #include "jit/nvrtc_library.h"
 
 namespace plait::jit {
@@ -79,6 +80,7 @@ class Nvrtc : public Compiler {
     CompiledKernel kernel;
     if (const int result = program.take_cubin(kernel.cubin); result != kNvrtcSuccess)
       return failure(source, result, program.log());
+    PLAIT_RETURN_IF_ERROR(check_entry(source, kernel.cubin));
     const std::string log = program.log();
     kernel.resources = parse_resources(log, source.entry);
     kernel.remarks = remarks_of(log);
@@ -90,6 +92,14 @@ class Nvrtc : public Compiler {
     if (std::ranges::find(architectures_, number_of(source.architecture)) != architectures_.end()) return {};
     return unsupported(fmt::format("kernel '{}': {} {} does not know {}; it knows sm_{}", source.name, identity_.name,
                                    identity_.version, source.architecture, fmt::join(architectures_, ", sm_")));
+  }
+
+  // A text without the kernel compiles as well as any; better found here than when it is launched.
+  static Status check_entry(const KernelSource& source, std::string_view cubin) {
+    const std::vector<std::string> functions = functions_of_cubin(cubin);
+    if (std::ranges::find(functions, source.entry) != functions.end()) return {};
+    return invalid(fmt::format("kernel '{}': its text has no extern \"C\" __global__ function '{}'; it has '{}'",
+                               source.name, source.entry, fmt::join(functions, "', '")));
   }
 
   Error failure(const KernelSource& source, int result, const std::string& log) const {

@@ -173,8 +173,9 @@ Result<Found> KernelCache::State::build_once_among_processes(const Task& task) {
 Result<Found> KernelCache::State::find_or_build(const Task& task) {
   if (!has_directory()) return build(task);
   if (auto found = look_on_disk(task, KernelOrigin::kDisk)) return *std::move(found);
+  auto built = build_once_among_processes(task);
   store.sweep(options.stale_after);
-  return build_once_among_processes(task);
+  return built;
 }
 
 KernelCache::KernelCache(CacheOptions options) : state_(std::make_unique<State>(std::move(options))) {}

@@ -86,6 +86,10 @@ int CacheFiles::create(const std::filesystem::path& file, std::string_view bytes
   return problem;
 }
 
+int CacheFiles::link(const std::filesystem::path& file, const std::filesystem::path& name) {
+  return ::link(file.c_str(), name.c_str()) == 0 ? 0 : errno;
+}
+
 int CacheFiles::rename(const std::filesystem::path& from, const std::filesystem::path& to) {
   return ::rename(from.c_str(), to.c_str()) == 0 ? 0 : errno;
 }

@@ -33,6 +33,8 @@ class CacheFiles {
   // power. After an error there is no file.
   enum class Durability { kPlain, kSynced };
   virtual int create(const std::filesystem::path& file, std::string_view bytes, Durability durability);
+  // A second name, where there was none: EEXIST else.
+  virtual int link(const std::filesystem::path& file, const std::filesystem::path& name);
   // Over an existing file, atomically.
   virtual int rename(const std::filesystem::path& from, const std::filesystem::path& to);
   // What was renamed in it survives a loss of power. File systems that cannot do that say 0.

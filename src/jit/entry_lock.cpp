@@ -11,6 +11,8 @@ namespace {
 constexpr size_t kMaxLockBytes = 4096;
 constexpr std::string_view kTemporaryPrefix = ".tmp-";
 
+constexpr const char* kUnknownOwner = "an unknown process";
+
 std::atomic<uint64_t> next_number{0};
 
 // Two lines: the token, for programs, with a number that makes each locking differ; the host, for people.
@@ -23,40 +25,54 @@ std::optional<ProcessIdentity> owner_of(std::string_view lock) {
   return parse_token(lock.substr(0, std::min(lock.find(' '), lock.size())));
 }
 
+// The second line.
 std::string readable_owner(std::string_view lock) {
   const size_t begin = lock.find('\n');
-  if (begin == lock.npos || lock.back() != '\n') return "an unknown process";
-  return std::string(lock.substr(begin + 1, lock.size() - begin - 2));
+  const bool has_line = begin != lock.npos && lock.size() > begin + 2 && lock.back() == '\n';
+  return has_line ? std::string(lock.substr(begin + 1, lock.size() - begin - 2)) : kUnknownOwner;
 }
 
 }  // namespace
 
 EntryLock::EntryLock(std::shared_ptr<CacheFiles> files, std::filesystem::path file,
                      std::chrono::milliseconds stale_after)
-    : files_(std::move(files)), file_(std::move(file)), stale_after_(stale_after) {}
+    : files_(std::move(files)), file_(std::move(file)), stale_after_(stale_after), owner_(kUnknownOwner) {}
 
 EntryLock::~EntryLock() {
   release();
 }
 
 EntryLock::Outcome EntryLock::try_lock() {
-  for (int attempt = 0; attempt < 2; ++attempt) {
-    std::string text = lock_text();
-    problem_ = files_->create(file_, text, CacheFiles::Durability::kPlain);
-    if (problem_ == 0) {
-      text_ = std::move(text);
-      return Outcome::kMine;
-    }
-    if (problem_ != EEXIST) return Outcome::kNoLocks;
-    const auto lock = abandoned();
-    if (!lock) return Outcome::kTheirs;
-    problem_ = take_away(*lock);
+  FileContents lock;
+  const int missing = files_->read(file_, kMaxLockBytes, lock);
+  if (missing == 0) {
+    if (!is_abandoned(lock)) return Outcome::kTheirs;
+    problem_ = take_away(lock);
     if (problem_ == ENOENT || problem_ == EEXIST) return Outcome::kTheirs;  // somebody was quicker
     if (problem_ != 0) return Outcome::kNoLocks;  // another user's, in a directory where only they may remove it
     log::info("kernel cache: {} of {} is taken over, which has ended or is silent", file_.string(), owner_);
     took_over_ = true;
   }
-  return Outcome::kTheirs;
+  // Whatever else made reading fail: what can be made is ours, what cannot is somebody's.
+  std::string text = lock_text();
+  problem_ = make(text);
+  if (problem_ == EEXIST) return Outcome::kTheirs;
+  if (problem_ != 0) return Outcome::kNoLocks;
+  text_ = std::move(text);
+  return Outcome::kMine;
+}
+
+int EntryLock::make(const std::string& text) {
+  const std::filesystem::path draft = file_.parent_path() / temporary_name();
+  if (const int problem = files_->create(draft, text, CacheFiles::Durability::kPlain)) return problem;
+  int problem = files_->link(draft, file_);
+  struct stat status = {};
+  // Over a network: the server did it, its answer was lost, and it was asked again.
+  if (problem == EEXIST && files_->status(draft, status) == 0 && status.st_nlink == 2) problem = 0;
+  files_->remove(draft);
+  if (problem == 0 || problem == EEXIST || problem == ENOENT) return problem;
+  // A file system without links. Its lock is empty for a moment; should we be killed then, only time tells.
+  return files_->create(file_, text, CacheFiles::Durability::kPlain);
 }
 
 void EntryLock::release() {
@@ -68,19 +84,15 @@ void EntryLock::release() {
 }
 
 bool EntryLock::remove_if_abandoned() {
-  const auto lock = abandoned();
-  return lock && take_away(*lock) == 0;
+  FileContents lock;
+  return files_->read(file_, kMaxLockBytes, lock) == 0 && is_abandoned(lock) && take_away(lock) == 0;
 }
 
-std::optional<FileContents> EntryLock::abandoned() {
-  FileContents lock;
-  if (files_->read(file_, kMaxLockBytes, lock) != 0) return std::nullopt;
+bool EntryLock::is_abandoned(const FileContents& lock) {
   owner_ = readable_owner(lock.bytes);
   const auto process = owner_of(lock.bytes);
-  if (process && life_of(*process) == Life::kEnded) return lock;
   // Also one that runs may have stopped for good, or could not remove what it no longer needs.
-  if (is_stale(lock)) return lock;
-  return std::nullopt;
+  return (process && life_of(*process) == Life::kEnded) || is_stale(lock);
 }
 
 bool EntryLock::is_stale(const FileContents& lock) {

@@ -1,11 +1,11 @@
 // The file that says "somebody is building this kernel", so that others wait instead of building it too.
 //
-// Made with O_EXCL, which every file system does, where flock is missing or local on some network file systems. It says
-// which process made it; the owner sets its modification time again and again (lock_keeper.h). Taken over when its
-// owner has ended (seen at once on the same host) or when it was not refreshed for `stale_after`: by the clock of the
-// file server, or, should that clock jump, unchanged for so long while we watched. Two processes may both come to hold
-// it when several take over at the same moment: then a kernel is built twice, and nothing else happens, because entries
-// are named by their content and appear whole. One thread at a time.
+// Made whole, as a link to a file written before, or with O_EXCL where there are no links: flock is missing or local on
+// some network file systems. It says which process made it; that one touches it again and again (lock_keeper.h). Taken
+// over when its owner has ended (seen at once on the same host) or when it was not refreshed for `stale_after`: by the
+// clock of the file server, or, should that clock jump, unchanged for so long while we watched. Two processes may both
+// come to hold it when several take over at the same moment: then a kernel is built twice, and nothing else happens,
+// because entries are named by their content and appear whole. One thread at a time.
 #pragma once
 
 #include <chrono>
@@ -43,8 +43,8 @@ class EntryLock {
  private:
   using Clock = std::chrono::steady_clock;
 
-  // The lock file as it is, if there is one and its owner has ended or does not refresh it.
-  std::optional<FileContents> abandoned();
+  int make(const std::string& text);  // 0 or an errno: EEXIST if somebody has it
+  bool is_abandoned(const FileContents& lock);
   bool is_stale(const FileContents& lock);
   int take_away(const FileContents& lock);  // 0 or an errno
 

@@ -27,7 +27,7 @@ using ::testing::SizeIs;
 // The real files, but for operations that are told to fail, and for the clock of the file server.
 class FaultyFiles : public CacheFiles {
  public:
-  enum Operation { kMakeDirectory, kRead, kCreate, kRename, kSync };
+  enum Operation { kMakeDirectory, kRead, kCreate, kLink, kRename, kSync };
 
   // The next `times` of `operation` on names that end with `suffix` fail with `problem`.
   void fail(Operation operation, int problem, int times = 1'000'000, std::string suffix = "") {
@@ -51,6 +51,9 @@ class FaultyFiles : public CacheFiles {
   }
   int create(const std::filesystem::path& file, std::string_view bytes, Durability durability) override {
     return unless_failing(kCreate, file, [&] { return CacheFiles::create(file, bytes, durability); });
+  }
+  int link(const std::filesystem::path& file, const std::filesystem::path& name) override {
+    return unless_failing(kLink, name, [&] { return CacheFiles::link(file, name); });
   }
   int rename(const std::filesystem::path& from, const std::filesystem::path& to) override {
     return unless_failing(kRename, to, [&] { return CacheFiles::rename(from, to); });
@@ -218,6 +221,7 @@ TEST_F(CacheFaults, RenamingOverAFileMayBeRefused) {
 
 TEST_F(CacheFaults, WithoutLocksEntriesAreSharedAllTheSame) {
   for (const int problem : {ENOTSUP, ENOLCK, EINVAL}) {
+    files_->fail(FaultyFiles::kLink, problem);
     files_->fail(FaultyFiles::kCreate, problem, 1'000'000, ".lock");
     const auto cache = open(), another = open();
     EXPECT_EQ(ask(*cache), KernelOrigin::kBuiltHere);
@@ -225,6 +229,31 @@ TEST_F(CacheFaults, WithoutLocksEntriesAreSharedAllTheSame) {
     std::filesystem::remove(entry());
   }
   EXPECT_THAT(warnings_.all(), IsEmpty());
+  EXPECT_THAT(names_in(directory_), IsEmpty());
+}
+
+TEST_F(CacheFaults, WithoutLinksThereAreLocks) {
+  files_->fail(FaultyFiles::kLink, EPERM);
+  bool locked = false;
+  compiler_.while_compiling = [&] { locked = std::filesystem::exists(path_of(".lock")); };
+  EXPECT_EQ(ask(*open()), KernelOrigin::kBuiltHere);
+  EXPECT_TRUE(locked);
+  EXPECT_THAT(names_in(directory_), SizeIs(1));
+}
+
+// A server that links, loses its answer, and is asked again.
+TEST_F(CacheFaults, ALinkWhoseAnswerWasLostIsOurs) {
+  class LostAnswer : public CacheFiles {
+   public:
+    int link(const std::filesystem::path& file, const std::filesystem::path& name) override {
+      return CacheFiles::link(file, name) == 0 ? EEXIST : EIO;
+    }
+  };
+  CacheOptions options = patient_options(directory_);
+  options.files = std::make_shared<LostAnswer>();
+  KernelCache cache(std::move(options));
+  EXPECT_EQ(ask(cache), KernelOrigin::kBuiltHere);
+  EXPECT_THAT(names_in(directory_), SizeIs(1));
 }
 
 TEST_F(CacheFaults, SyncingADirectoryMayFailAfterTheEntryIsThere) {

@@ -241,14 +241,16 @@ std::optional<CachedKernel> KernelCache::find(const KernelSource& source, const 
   return CachedKernel{at->second, KernelOrigin::kDisk, seconds_since(begin)};
 }
 
-void KernelCache::add(const KernelSource& source, const CompilerIdentity& compiler, CompiledKernel kernel) {
+Status KernelCache::add(const KernelSource& source, const CompilerIdentity& compiler, CompiledKernel kernel) {
   about_to_block("writing a kernel");
+  PLAIT_RETURN_IF_ERROR(validate(source));
   const Digest key = kernel_key(source, compiler);
   State& state = *state_;
   const bool published = !state.has_directory() || state.store.publish(source, key, compiler, kernel);
   const std::scoped_lock lock(state.mutex);
   if (!published) ++state.counters.unpublished;
   state.kernels.emplace(key, share(std::move(kernel)));
+  return {};
 }
 
 CacheCounters KernelCache::counters() const {

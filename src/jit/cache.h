@@ -82,7 +82,8 @@ class KernelCache {
   // Only if it is in memory or on disk.
   std::optional<CachedKernel> find(const KernelSource& source, const CompilerIdentity& compiler);
   // Takes a kernel that was built elsewhere into memory and onto disk: an entry (cache_entry.h) that another host sent.
-  void add(const KernelSource& source, const CompilerIdentity& compiler, CompiledKernel kernel);
+  // kInvalid: the source is not valid.
+  Status add(const KernelSource& source, const CompilerIdentity& compiler, CompiledKernel kernel);
 
   CacheCounters counters() const;
   const std::filesystem::path& directory() const;

@@ -33,7 +33,7 @@ struct KernelSource {
 
 struct CompilerIdentity {
   std::string name;     // "nvrtc"
-  std::string version;  // of the very build: two builds that may give different code differ here
+  std::string version;  // "13.0.88": releases that may give different code differ here
 
   bool operator==(const CompilerIdentity&) const = default;
 };

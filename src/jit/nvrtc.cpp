@@ -13,8 +13,6 @@ namespace {
 // What every kernel is compiled with; a change needs a new kKernelFormat. The report of resources goes to the log.
 constexpr const char* kOwnOptions[] = {"--std=c++20", "--ptxas-options=-v"};
 
-constexpr size_t kBuildDigits = 16;  // of the library's build id: enough to tell builds apart
-
 class Program {
  public:
   explicit Program(const NvrtcLibrary& nvrtc) : nvrtc_(nvrtc) {}
@@ -30,14 +28,8 @@ class Program {
   int compile(const std::vector<const char*>& options) {
     return nvrtc_.compile(program_, static_cast<int>(options.size()), options.data());
   }
-  std::string log() const {
-    size_t bytes = 0;
-    if (nvrtc_.log_bytes(program_, &bytes) != kNvrtcSuccess || bytes == 0) return "";
-    std::string text(bytes, '\0');
-    if (nvrtc_.log(program_, text.data()) != kNvrtcSuccess) return "";
-    text.resize(text.find('\0') == text.npos ? text.size() : text.find('\0'));
-    return text;
-  }
+  std::string log() const { return text_of(nvrtc_.log_bytes, nvrtc_.log); }
+  std::string ptx() const { return text_of(nvrtc_.ptx_bytes, nvrtc_.ptx); }
   int take_cubin(std::string& cubin) const {
     size_t bytes = 0;
     if (const int result = nvrtc_.cubin_bytes(program_, &bytes); result != kNvrtcSuccess) return result;
@@ -46,9 +38,35 @@ class Program {
   }
 
  private:
+  // Empty if there is none.
+  std::string text_of(int (*get_bytes)(NvrtcProgram*, size_t*), int (*get)(NvrtcProgram*, char*)) const {
+    size_t bytes = 0;
+    if (get_bytes(program_, &bytes) != kNvrtcSuccess) return "";
+    std::string text(bytes, '\0');
+    if (get(program_, text.data()) != kNvrtcSuccess) return "";
+    text.resize(std::min(text.find('\0'), text.size()));
+    return text;
+  }
+
   const NvrtcLibrary& nvrtc_;
   NvrtcProgram* program_ = nullptr;
 };
+
+// "13.0.88". The library tells its major and minor version, but patch releases may give different code; all three
+// numbers are in the first lines of any PTX, also of an empty program's.
+std::string release_of(const NvrtcLibrary& nvrtc, int major, int minor, int architecture) {
+  constexpr std::string_view kMark = "Cuda compilation tools, release";
+  const std::string option = fmt::format("--gpu-architecture=compute_{}", architecture);
+  Program empty(nvrtc);
+  std::string release = fmt::format("{}.{}", major, minor);
+  if (empty.create("", "release.cu") != kNvrtcSuccess || empty.compile({option.c_str()}) != kNvrtcSuccess)
+    return release;
+  const std::string ptx = empty.ptx();
+  const size_t begin = ptx.find(", V" + release + ".", std::min(ptx.find(kMark), ptx.size()));
+  if (begin == ptx.npos) return release;
+  const size_t number = begin + std::strlen(", V");
+  return ptx.substr(number, ptx.find_first_not_of(".0123456789", number) - number);
+}
 
 // 90 for "sm_90a".
 int number_of(const std::string& architecture) {
@@ -123,11 +141,10 @@ Result<std::unique_ptr<Compiler>> load_nvrtc(const std::filesystem::path& librar
   bool well = nvrtc.version(&major, &minor) == kNvrtcSuccess && nvrtc.count_architectures(&count) == kNvrtcSuccess;
   std::vector<int> architectures(static_cast<size_t>(std::max(count, 0)));
   well = well && nvrtc.architectures(architectures.data()) == kNvrtcSuccess;
-  if (!well) return unsupported(fmt::format("{} does not tell its version", nvrtc.path));
-  std::string version = fmt::format("{}.{}", major, minor);
-  if (!nvrtc.build.empty()) version += " " + nvrtc.build.substr(0, kBuildDigits);
-  return std::unique_ptr<Compiler>(std::make_unique<Nvrtc>(
-      std::move(nvrtc), CompilerIdentity{"nvrtc", std::move(version)}, std::move(architectures)));
+  if (!well || count == 0) return unsupported(fmt::format("{} does not tell its version", nvrtc.path));
+  CompilerIdentity identity{"nvrtc", release_of(nvrtc, major, minor, architectures.front())};
+  return std::unique_ptr<Compiler>(
+      std::make_unique<Nvrtc>(std::move(nvrtc), std::move(identity), std::move(architectures)));
 }
 
 }  // namespace plait::jit

@@ -46,52 +46,6 @@ std::vector<fs::path> toolkits() {
   return found;
 }
 
-std::string hex_of(const uint8_t* bytes, size_t count) {
-  return fmt::format("{:02x}", fmt::join(bytes, bytes + count, ""));
-}
-
-// The GNU build id among the notes of one segment.
-std::string build_id_in(const char* at, size_t left) {
-  while (left >= sizeof(ElfW(Nhdr))) {
-    ElfW(Nhdr) note;
-    std::memcpy(&note, at, sizeof note);
-    const size_t name_bytes = (size_t{note.n_namesz} + 3) / 4 * 4, text_bytes = (size_t{note.n_descsz} + 3) / 4 * 4;
-    if (name_bytes > left || text_bytes > left || sizeof note + name_bytes + text_bytes > left) return "";
-    const char* name = at + sizeof note;
-    if (note.n_type == NT_GNU_BUILD_ID && note.n_namesz == 4 && std::memcmp(name, "GNU", 4) == 0)
-      return hex_of(reinterpret_cast<const uint8_t*>(name + name_bytes), note.n_descsz);
-    at += sizeof note + name_bytes + text_bytes;
-    left -= sizeof note + name_bytes + text_bytes;
-  }
-  return "";
-}
-
-struct BuildIdSearch {
-  ElfW(Addr) address = 0;  // of something in the library
-  std::string id;
-};
-
-int visit_object(dl_phdr_info* object, size_t, void* context) {
-  auto& search = *static_cast<BuildIdSearch*>(context);
-  const std::span segments(object->dlpi_phdr, object->dlpi_phnum);
-  const bool is_it = std::ranges::any_of(segments, [&](const ElfW(Phdr) & segment) {
-    const ElfW(Addr) begin = object->dlpi_addr + segment.p_vaddr;
-    return segment.p_type == PT_LOAD && search.address >= begin && search.address < begin + segment.p_memsz;
-  });
-  if (!is_it) return 0;
-  for (const ElfW(Phdr) & segment : segments)
-    if (segment.p_type == PT_NOTE && search.id.empty())
-      search.id = build_id_in(reinterpret_cast<const char*>(object->dlpi_addr + segment.p_vaddr), segment.p_memsz);
-  return 1;
-}
-
-std::string build_id_of(const void* address_in_library) {
-  BuildIdSearch search;
-  search.address = reinterpret_cast<ElfW(Addr)>(address_in_library);
-  dl_iterate_phdr(visit_object, &search);
-  return search.id;
-}
-
 // Fills `function` from the library; false if it has no such name.
 template <typename Function>
 bool bind(void* library, const char* name, Function*& function) {
@@ -113,6 +67,8 @@ Result<NvrtcLibrary> bind_all(void* library, const fs::path& file) {
   need("nvrtcCompileProgram", nvrtc.compile);
   need("nvrtcGetProgramLogSize", nvrtc.log_bytes);
   need("nvrtcGetProgramLog", nvrtc.log);
+  need("nvrtcGetPTXSize", nvrtc.ptx_bytes);
+  need("nvrtcGetPTX", nvrtc.ptx);
   need("nvrtcGetCUBINSize", nvrtc.cubin_bytes);
   need("nvrtcGetCUBIN", nvrtc.cubin);
   need("nvrtcDestroyProgram", nvrtc.destroy);
@@ -121,7 +77,6 @@ Result<NvrtcLibrary> bind_all(void* library, const fs::path& file) {
         fmt::format("{} has no function {}: it is no libnvrtc of CUDA 12 or 13", file.string(), missing));
   Dl_info info{};
   nvrtc.path = dladdr(reinterpret_cast<void*>(nvrtc.version), &info) != 0 ? info.dli_fname : file.string();
-  nvrtc.build = build_id_of(reinterpret_cast<const void*>(nvrtc.version));
   return nvrtc;
 }
 

@@ -16,8 +16,7 @@ namespace plait::jit {
 struct NvrtcProgram;
 
 struct NvrtcLibrary {
-  std::string path;   // where it was found
-  std::string build;  // the linker's id of the very build (NT_GNU_BUILD_ID), hexadecimal; empty if it has none
+  std::string path;  // where it was found
 
   int (*version)(int* major, int* minor) = nullptr;
   int (*count_architectures)(int* count) = nullptr;
@@ -28,6 +27,8 @@ struct NvrtcLibrary {
   int (*compile)(NvrtcProgram* program, int options, const char* const* texts) = nullptr;
   int (*log_bytes)(NvrtcProgram* program, size_t* bytes) = nullptr;  // with the final NUL
   int (*log)(NvrtcProgram* program, char* text) = nullptr;
+  int (*ptx_bytes)(NvrtcProgram* program, size_t* bytes) = nullptr;
+  int (*ptx)(NvrtcProgram* program, char* text) = nullptr;
   int (*cubin_bytes)(NvrtcProgram* program, size_t* bytes) = nullptr;
   int (*cubin)(NvrtcProgram* program, char* bytes) = nullptr;
   int (*destroy)(NvrtcProgram** program) = nullptr;

@@ -327,7 +327,7 @@ TEST_F(CacheFaults, ALockThatIsRefreshedIsRespectedAndItsKernelUsed) {
     }
     KernelCache cache(patient_options(directory_));
     const KernelSource source = numbered_source(1);
-    cache.add(source, compiler_.identity(), expected_kernel(source, compiler_.identity()));
+    (void)cache.add(source, compiler_.identity(), expected_kernel(source, compiler_.identity()));
     std::filesystem::remove(path_of(".lock"));
   });
   const auto cache = open();

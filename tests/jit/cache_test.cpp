@@ -93,7 +93,7 @@ TEST(KernelCache, FindLooksAndAddPublishes) {
   EXPECT_FALSE(cache.find(source, compiler.identity()).has_value());
   // As another host sends it.
   const std::string sent = encode_entry(key, source, compiler.identity(), expected_kernel(source, compiler.identity()));
-  cache.add(source, compiler.identity(), decode_entry(sent, key).value());
+  EXPECT_FALSE(cache.add(source, compiler.identity(), decode_entry(sent, key).value()).has_error());
   EXPECT_EQ(cache.find(source, compiler.identity())->origin, KernelOrigin::kMemory);
   KernelCache another(patient_options(folder.path()));
   const auto found = another.find(source, compiler.identity());
@@ -102,6 +102,9 @@ TEST(KernelCache, FindLooksAndAddPublishes) {
   EXPECT_EQ(*found->kernel, expected_kernel(source, compiler.identity()));
   EXPECT_EQ(another.get_or_build(source, compiler).value().origin, KernelOrigin::kMemory);
   EXPECT_EQ(compiler.compiles(), 0);
+  KernelSource elsewhere = source;
+  elsewhere.name = "../outside";
+  EXPECT_TRUE(cache.add(elsewhere, compiler.identity(), *found->kernel).has_error());
 }
 
 TEST(KernelCache, ThreadsOnOneKeyShareABuildAndItsError) {

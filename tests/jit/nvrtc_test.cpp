@@ -59,6 +59,11 @@ class NvrtcTest : public ::testing::Test {
   static inline std::string why_not_;
 };
 
+TEST_F(NvrtcTest, ItsIdentityHasTheWholeRelease) {
+  EXPECT_EQ(compiler_->identity().name, "nvrtc");
+  EXPECT_THAT(compiler_->identity().version, ::testing::MatchesRegex("[0-9]+\\.[0-9]+\\.[0-9]+"));
+}
+
 TEST_F(NvrtcTest, MakesMachineCodeForTheArchitecture) {
   for (const KernelSource& source : {scale_kernel(), wgmma_kernel()}) {
     const CompiledKernel kernel = compile(source);
@@ -103,9 +108,17 @@ TEST_F(NvrtcTest, TheSameSourceGivesTheSameBytes) {
 }
 
 TEST_F(NvrtcTest, SpillsAreReported) {
-  KernelSource source = wgmma_kernel();
-  const std::string bounds = "__launch_bounds__(128)";
-  source.text.replace(source.text.find(bounds), bounds.size(), "__launch_bounds__(1024, 2)");  // 32 registers
+  // Sixty-four numbers that are all needed at once, and thirty-two registers.
+  KernelSource source = scale_kernel();
+  source.text = R"cuda(
+extern "C" __global__ void __launch_bounds__(1024, 2) scale(float* y, const float* x) {
+  float v[64];
+  for (int i = 0; i < 64; ++i) v[i] = x[i * 1024 + threadIdx.x];
+  for (int round = 0; round < 64; ++round)
+    for (int i = 0; i < 64; ++i) v[i] = v[i] * v[(i + 1) % 64] + kScale;
+  for (int i = 0; i < 64; ++i) y[i * 1024 + threadIdx.x] = v[i];
+}
+)cuda";
   const CompiledKernel kernel = compile(source);
   ASSERT_TRUE(kernel.resources.has_value());
   EXPECT_LE(kernel.resources->registers, 32);

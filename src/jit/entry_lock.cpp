@@ -44,8 +44,7 @@ EntryLock::~EntryLock() {
 
 EntryLock::Outcome EntryLock::try_lock() {
   FileContents lock;
-  const int missing = files_->read(file_, kMaxLockBytes, lock);
-  if (missing == 0) {
+  if (files_->read(file_, kMaxLockBytes, lock) == 0) {
     if (!is_abandoned(lock)) return Outcome::kTheirs;
     problem_ = take_away(lock);
     if (problem_ == ENOENT || problem_ == EEXIST) return Outcome::kTheirs;  // somebody was quicker
@@ -53,7 +52,7 @@ EntryLock::Outcome EntryLock::try_lock() {
     log::info("kernel cache: {} of {} is taken over, which has ended or is silent", file_.string(), owner_);
     took_over_ = true;
   }
-  // Whatever else made reading fail: what can be made is ours, what cannot is somebody's.
+  // Whatever made reading fail: a lock that can be made is ours, one that exists is somebody's.
   std::string text = lock_text();
   problem_ = make(text);
   if (problem_ == EEXIST) return Outcome::kTheirs;
@@ -115,10 +114,11 @@ int EntryLock::take_away(const FileContents& lock) {
   const std::filesystem::path aside = file_.parent_path() / temporary_name();
   if (const int problem = files_->rename(file_, aside)) return problem;
   FileContents caught;
-  const bool is_it = files_->read(aside, kMaxLockBytes, caught) == 0 && caught.bytes == lock.bytes;
-  if (!is_it) files_->create(file_, caught.bytes, CacheFiles::Durability::kPlain);
+  const int problem = files_->read(aside, kMaxLockBytes, caught);
+  const bool is_another = problem == 0 && caught.bytes != lock.bytes;
+  if (is_another) files_->create(file_, caught.bytes, CacheFiles::Durability::kPlain);
   files_->remove(aside);
-  return is_it ? 0 : EEXIST;
+  return is_another ? EEXIST : 0;
 }
 
 std::string temporary_name() {

@@ -19,7 +19,7 @@ constexpr const char* kSubfolders[] = {"", "lib64", "lib", "nvidia/cu13/lib", "n
 
 constexpr const char* kAdvice =
     "install it (CUDA toolkit 12 or 13; or only the library: pip install nvidia-cuda-nvrtc), and say where it is with "
-    "PLAIT_NVRTC if it is none of these places";
+    "PLAIT_NVRTC if it is in none of these places";
 
 void add_folder(const fs::path& folder, std::vector<fs::path>& files) {
   for (const char* name : kLibraryNames) files.push_back(folder / name);

@@ -53,7 +53,7 @@ TEST(KernelKey, DependsOnEverythingButTheName) {
   expect_new(changed([](auto& s) { s.options.clear(); }), kCompiler, "no options");
   expect_new(changed([](auto& s) { s.options.push_back("--use_fast_math"); }), kCompiler, "an option twice");
   expect_new(changed([](auto& s) { s.options = {"--use_fast", "_math"}; }), kCompiler, "options cut elsewhere");
-  expect_new(original, {"nvrtc", "13.0.89"}, "build of the compiler");
+  expect_new(original, {"nvrtc", "13.0.89"}, "release of the compiler");
   expect_new(original, {"nvrtc1", "3.0.88"}, "name and version cut elsewhere");
   EXPECT_EQ(kernel_key(changed([](auto& s) { s.name = "another"; }), kCompiler), kernel_key(original, kCompiler));
 }

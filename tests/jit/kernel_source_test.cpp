@@ -30,7 +30,7 @@ KernelSource some_source() {
 TEST(KernelKey, IsTheSameForEver) {
   ASSERT_EQ(kKernelFormat, 1U);
   EXPECT_EQ(to_hex(kernel_key(some_source(), kCompiler)),
-            "283a2bb185e33ccb2eeaa0f3641c7d392711e84d77e211ff9ed27e6974184da4");
+            "5ef257c1af37d0ca1a84c11915e30d9ce5352e4c1b8069c2008a6d570155691d");
 }
 
 TEST(KernelKey, DependsOnEverythingButTheName) {

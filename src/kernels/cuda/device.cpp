@@ -1,0 +1,176 @@
+#include "kernels/cuda/device.h"
+
+#include "base/assert.h"
+
+namespace plait::cuda {
+namespace {
+
+// CUdevice_attribute
+constexpr int kMultiprocessorCount = 16;
+constexpr int kL2CacheSize = 38;
+constexpr int kComputeCapabilityMajor = 75;
+constexpr int kComputeCapabilityMinor = 76;
+constexpr int kMaxSharedMemoryPerBlockOptin = 97;
+// CUfunction_attribute
+constexpr int kMaxDynamicSharedSizeBytes = 8;
+
+constexpr unsigned kNonBlocking = 1;  // CU_STREAM_NON_BLOCKING: does not wait for the default stream
+
+}  // namespace
+
+// -- Device
+
+Result<std::unique_ptr<Device>> Device::open(int ordinal) {
+  const Result<Driver>& loaded = load_driver();
+  if (loaded.has_error()) return loaded.error();
+  const Driver& driver = loaded.value();
+  int count = 0, handle = 0;
+  PLAIT_RETURN_IF_ERROR(driver.check(driver.DeviceGetCount(&count), "counting GPUs"));
+  if (ordinal < 0 || ordinal >= count)
+    return invalid(fmt::format("there is no GPU {}: the driver shows {}, numbered from 0", ordinal, count));
+  PLAIT_RETURN_IF_ERROR(driver.check(driver.DeviceGet(&handle, ordinal), fmt::format("opening GPU {}", ordinal)));
+  std::unique_ptr<Device> device(new Device(driver, handle));
+  PLAIT_RETURN_IF_ERROR(driver.check(driver.DevicePrimaryCtxRetain(&device->context_, handle),
+                                     fmt::format("making a context on GPU {}", ordinal)));
+  PLAIT_RETURN_IF_ERROR(device->use_here());
+  PLAIT_RETURN_IF_ERROR(device->read_properties());
+  return device;
+}
+
+Device::~Device() {
+  if (context_ != nullptr) driver_.DevicePrimaryCtxRelease(handle_);
+}
+
+Status Device::use_here() const {
+  return driver_.check(driver_.CtxSetCurrent(context_), "making a GPU's context current");
+}
+
+Status Device::read_properties() {
+  char name[128] = {};
+  size_t bytes = 0;
+  int major = 0, minor = 0, l2 = 0, shared = 0;
+  const auto read = [&](int attribute, int& value) {
+    return driver_.check(driver_.DeviceGetAttribute(&value, attribute, handle_), "reading a GPU's properties");
+  };
+  PLAIT_RETURN_IF_ERROR(driver_.check(driver_.DeviceGetName(name, sizeof name - 1, handle_), "reading a GPU's name"));
+  PLAIT_RETURN_IF_ERROR(driver_.check(driver_.DeviceTotalMem(&bytes, handle_), "reading a GPU's memory"));
+  PLAIT_RETURN_IF_ERROR(read(kMultiprocessorCount, properties_.multiprocessors));
+  PLAIT_RETURN_IF_ERROR(read(kComputeCapabilityMajor, major));
+  PLAIT_RETURN_IF_ERROR(read(kComputeCapabilityMinor, minor));
+  PLAIT_RETURN_IF_ERROR(read(kL2CacheSize, l2));
+  PLAIT_RETURN_IF_ERROR(read(kMaxSharedMemoryPerBlockOptin, shared));
+  properties_.name = name;
+  properties_.compute_capability = major * 10 + minor;
+  properties_.memory_bytes = static_cast<int64_t>(bytes);
+  properties_.l2_bytes = l2;
+  properties_.shared_bytes_per_block = shared;
+  return {};
+}
+
+// -- Stream
+
+Result<Stream> Stream::create(const Device& device) {
+  StreamHandle* handle = nullptr;
+  PLAIT_RETURN_IF_ERROR(device.driver().check(device.driver().StreamCreate(&handle, kNonBlocking), "making a stream"));
+  return Stream(device.driver(), handle);
+}
+
+Stream::~Stream() {
+  if (handle_ != nullptr) driver_.StreamDestroy(handle_);
+}
+
+Status Stream::wait() const {
+  return driver_.check(driver_.StreamSynchronize(handle_), "waiting for a stream");
+}
+
+// -- Event
+
+Result<Event> Event::create(const Device& device) {
+  EventHandle* handle = nullptr;
+  PLAIT_RETURN_IF_ERROR(device.driver().check(device.driver().EventCreate(&handle, 0), "making an event"));
+  return Event(device.driver(), handle);
+}
+
+Event::~Event() {
+  if (handle_ != nullptr) driver_.EventDestroy(handle_);
+}
+
+Status Event::record(const Stream& stream) const {
+  return driver_.check(driver_.EventRecord(handle_, stream.handle()), "recording an event");
+}
+
+Status Event::wait() const {
+  return driver_.check(driver_.EventSynchronize(handle_), "waiting for an event");
+}
+
+Result<double> Event::seconds_since(const Event& begin) const {
+  float milliseconds = 0;
+  PLAIT_RETURN_IF_ERROR(
+      driver_.check(driver_.EventElapsedTime(&milliseconds, begin.handle_, handle_), "reading two events"));
+  return static_cast<double>(milliseconds) * 1e-3;
+}
+
+// -- DeviceBuffer
+
+Result<DeviceBuffer> DeviceBuffer::allocate(const Device& device, size_t bytes) {
+  DeviceBuffer buffer;
+  buffer.driver_ = &device.driver();
+  buffer.bytes_ = bytes;
+  if (bytes == 0) return buffer;
+  PLAIT_RETURN_IF_ERROR(device.driver().check(device.driver().MemAlloc(&buffer.pointer_, bytes),
+                                              fmt::format("allocating {} bytes on the GPU", bytes)));
+  return buffer;
+}
+
+DeviceBuffer::~DeviceBuffer() {
+  if (pointer_ != 0) driver_->MemFree(pointer_);
+}
+
+Status DeviceBuffer::write(const void* from, size_t bytes, const Stream& stream) {
+  PLAIT_ASSERT(bytes <= bytes_, "more than the buffer holds");
+  if (bytes == 0) return {};
+  return driver_->check(driver_->MemcpyHtoDAsync(pointer_, from, bytes, stream.handle()), "copying to the GPU");
+}
+
+Status DeviceBuffer::read(void* to, size_t bytes, const Stream& stream) const {
+  PLAIT_ASSERT(bytes <= bytes_, "more than the buffer holds");
+  if (bytes == 0) return {};
+  return driver_->check(driver_->MemcpyDtoHAsync(to, pointer_, bytes, stream.handle()), "copying from the GPU");
+}
+
+Status DeviceBuffer::fill(uint8_t value, const Stream& stream) {
+  if (bytes_ == 0) return {};
+  return driver_->check(driver_->MemsetD8Async(pointer_, value, bytes_, stream.handle()), "filling GPU memory");
+}
+
+// -- LoadedKernel
+
+Result<LoadedKernel> LoadedKernel::load(const Device& device, const std::string& cubin, const std::string& entry,
+                                        int dynamic_shared_bytes) {
+  const Driver& driver = device.driver();
+  ModuleHandle* module = nullptr;
+  FunctionHandle* function = nullptr;
+  PLAIT_RETURN_IF_ERROR(
+      driver.check(driver.ModuleLoadData(&module, cubin.data()), fmt::format("loading kernel '{}'", entry)));
+  LoadedKernel kernel(driver, module, nullptr, dynamic_shared_bytes);
+  PLAIT_RETURN_IF_ERROR(driver.check(driver.ModuleGetFunction(&function, module, entry.c_str()),
+                                     fmt::format("finding kernel '{}' in its module", entry)));
+  PLAIT_RETURN_IF_ERROR(
+      driver.check(driver.FuncSetAttribute(function, kMaxDynamicSharedSizeBytes, dynamic_shared_bytes),
+                   fmt::format("{} bytes of shared memory for kernel '{}'", dynamic_shared_bytes, entry)));
+  kernel.function_ = function;
+  return kernel;
+}
+
+LoadedKernel::~LoadedKernel() {
+  if (module_ != nullptr) driver_.ModuleUnload(module_);
+}
+
+Status LoadedKernel::launch(int blocks, int threads, std::span<void* const> arguments, const Stream& stream) const {
+  return driver_.check(driver_.LaunchKernel(function_, static_cast<unsigned>(blocks), 1, 1,
+                                            static_cast<unsigned>(threads), 1, 1, static_cast<unsigned>(shared_bytes_),
+                                            stream.handle(), const_cast<void**>(arguments.data()), nullptr),
+                       "launching a kernel");
+}
+
+}  // namespace plait::cuda

@@ -1,0 +1,130 @@
+#include "base/assert.h"
+#include "kernels/cuda/device_text.h"
+#include "kernels/cuda/gemm.h"
+
+namespace plait::cuda {
+namespace {
+
+constexpr int64_t kBlockBytes = 128;             // of k in a stage, as in device/gemm.cu
+constexpr int64_t kMostSharedBytes = 227 << 10;  // that a block can have on sm_90
+
+int64_t element_bytes(GemmFormat format) {
+  return format == GemmFormat::kFp8 ? 1 : 2;
+}
+
+const char* name_of(GemmRows rows) {
+  switch (rows) {
+    case GemmRows::kDense:
+      return "dense";
+    case GemmRows::kContiguous:
+      return "contiguous";
+    case GemmRows::kMasked:
+      return "masked";
+  }
+  return "";
+}
+
+const char* suffix_of(GemmShare share) {
+  switch (share) {
+    case GemmShare::kNothing:
+      return "";
+    case GemmShare::kRows:
+      return "r";
+    case GemmShare::kWeights:
+      return "w";
+  }
+  return "";
+}
+
+int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// "%0, %1, ... "
+std::string numbered(const char* format, int count) {
+  std::string text;
+  for (int i = 0; i < count; ++i) text += (i > 0 ? ", " : "") + fmt::format(fmt::runtime(format), i);
+  return text;
+}
+
+// multiply(): d (+)= a * b, one instruction with as many registers as a tile has columns.
+std::string multiply_text(GemmFormat format, int block_n) {
+  const int registers = block_n / 2;
+  const bool fp8 = format == GemmFormat::kFp8;
+  return fmt::format(
+      "__device__ __forceinline__ void multiply(float (&d)[{0}], uint64_t a, uint64_t b, int add) {{\n"
+      "  asm volatile(\"{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{1}, 0;\\n\"\n"
+      "    \"wgmma.mma_async.sync.aligned.m64n{2}k{3}.f32.{4} {{{5}}}, %{0}, %{6}, p, 1, 1{7};\\n}}\"\n"
+      "    : {8} : \"l\"(a), \"l\"(b), \"r\"(add));\n"
+      "}}\n",
+      registers, registers + 2, block_n, fp8 ? 32 : 16, fp8 ? "e4m3.e4m3" : "bf16.bf16", numbered("%{}", registers),
+      registers + 1, fp8 ? "" : ", 0, 0", numbered("\"+f\"(d[{}])", registers));
+}
+
+}  // namespace
+
+Status validate(const GemmShape& shape, const GemmConfig& config) {
+  const int64_t k_multiple = 16 / element_bytes(shape.format);
+  if (shape.n <= 0 || shape.n % 8 != 0)
+    return invalid(fmt::format("a product with n = {}: n must be a positive multiple of 8", shape.n));
+  if (shape.k <= 0 || shape.k % k_multiple != 0)
+    return invalid(fmt::format("a product with k = {}: k must be a positive multiple of {}", shape.k, k_multiple));
+  if (shape.groups < 1 || (shape.rows == GemmRows::kDense && shape.groups != 1))
+    return invalid(fmt::format("a {} product of {} groups", name_of(shape.rows), shape.groups));
+  if (config.block_m != 64 && config.block_m != 128)
+    return invalid(fmt::format("tiles of {} rows: 64 and 128 are possible", config.block_m));
+  if (config.block_n < 16 || config.block_n > 256 || config.block_n % 16 != 0)
+    return invalid(fmt::format("tiles of {} columns: multiples of 16 up to 256 are possible", config.block_n));
+  if (config.share == GemmShare::kWeights && shape.rows != GemmRows::kDense)
+    return invalid("weights can only be shared in a dense product: tiles below each other may be of two groups");
+  if (config.stages < 2 || config.band < 1)
+    return invalid(fmt::format("{} stages and bands of {}: at least 2 and 1", config.stages, config.band));
+  if (const int64_t bytes = shared_bytes_of(shape, config); bytes > kMostSharedBytes)
+    return invalid(fmt::format("tiles of {} x {} in {} stages take {} bytes of shared memory of {}", config.block_m,
+                               config.block_n, config.stages, bytes, kMostSharedBytes));
+  return {};
+}
+
+std::string name_of(const GemmShape& shape, const GemmConfig& config) {
+  return fmt::format("{}_gemm_{}_n{}_k{}_g{}_m{}n{}s{}{}", shape.format == GemmFormat::kFp8 ? "fp8" : "bf16",
+                     name_of(shape.rows), shape.n, shape.k, shape.groups, config.block_m, config.block_n, config.stages,
+                     suffix_of(config.share));
+}
+
+int threads_of(const GemmConfig& config) {
+  return 128 * (config.block_m / 64 + 1);
+}
+
+int cluster_of(const GemmConfig& config) {
+  return config.share == GemmShare::kNothing ? 1 : 2;
+}
+
+// The size of Shared in device/gemm.cu, which asserts that it is this.
+int64_t shared_bytes_of(const GemmShape& shape, const GemmConfig& config) {
+  const int64_t tiles = config.stages * (config.block_m + config.block_n) * kBlockBytes;
+  const int64_t results = config.block_m * (config.block_n * 2 + 16);
+  const int64_t scales = config.stages * 4 * (shape.format == GemmFormat::kFp8 ? config.block_m : 1);
+  return round_up(round_up(tiles + results + scales, 8) + config.stages * 16, 1024);
+}
+
+jit::KernelSource gemm_source(const GemmShape& shape, const GemmConfig& config) {
+  PLAIT_ASSERT(!validate(shape, config).has_error(), "a product that cannot be");
+  jit::KernelSource source;
+  source.name = name_of(shape, config);
+  source.entry = "gemm";
+  source.constants = {{"ROWS", static_cast<int>(shape.rows)},
+                      {"ELEMENT_BYTES", element_bytes(shape.format)},
+                      {"N", shape.n},
+                      {"K", shape.k},
+                      {"GROUPS", shape.groups},
+                      {"BLOCK_M", config.block_m},
+                      {"BLOCK_N", config.block_n},
+                      {"STAGES", config.stages},
+                      {"SHARE", static_cast<int>(config.share)},
+                      {"BAND", config.band},
+                      {"SHARED_BYTES", shared_bytes_of(shape, config)}};
+  source.text = fmt::format("{}\n{}\n{}", kHopperText, multiply_text(shape.format, config.block_n), kGemmText);
+  return source;
+}
+
+}  // namespace plait::cuda

@@ -1,0 +1,44 @@
+// A product with random operands, its expected results, and what must stay untouched.
+#pragma once
+
+#include <random>
+#include <vector>
+
+#include "kernels/cuda/gemm.h"
+
+namespace plait::cuda::testing {
+
+// `counts`: rows of each group (kDense: of the only one). `room`: kMasked, rows that each group has room for.
+struct GemmProblem {
+  GemmShape shape;
+  std::vector<int64_t> counts;
+  int64_t room = 0;
+};
+
+// Operands in host memory as the kernel takes them. Rows that do not exist hold NaN.
+struct GemmData {
+  GemmData(const GemmProblem& problem, const GemmConfig& config, uint32_t seed);
+
+  double a_at(int64_t row, int64_t k) const;                                           // scaled
+  double b_at(int64_t group, int64_t n, int64_t k) const;                              // scaled
+  int64_t group_of(int64_t row) const { return row_group[static_cast<size_t>(row)]; }  // -1: does not exist
+
+  GemmProblem problem;
+  int64_t rows = 0;  // of A and D, those that do not exist included
+  int64_t m = 0;     // as GemmOperands has it
+  int64_t scale_rows = 0;
+  std::vector<uint8_t> a, b;
+  std::vector<float> a_scales, b_scales;
+  std::vector<int32_t> row_counts, block_groups;
+  std::vector<int64_t> row_group;  // [rows]
+};
+
+// The operands and the results on a device.
+struct GemmOnDevice {
+  static Result<GemmOnDevice> make(const Device& device, const Stream& stream, const GemmData& data);
+
+  DeviceBuffer a, b, a_scales, b_scales, row_counts, block_groups, d;
+  GemmOperands operands;
+};
+
+}  // namespace plait::cuda::testing

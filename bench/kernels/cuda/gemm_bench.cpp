@@ -11,7 +11,7 @@
 #include <fmt/format.h>
 
 #include "jit/nvrtc.h"
-#include "kernels/cuda/gemm.h"
+#include "kernels/cuda/narrow_gemm.h"
 
 namespace plait::cuda {
 namespace {
@@ -44,12 +44,19 @@ class Bench {
     std::string best_name;
     double best = 1e9;
     rows_.clear();
-    for (const GemmConfig& config : candidates(c)) {
-      PLAIT_ASSIGN_OR_RETURN(const double seconds, time(c, config));
-      if (all_) print(c, seconds, name_of(c.shape, config));
-      if (seconds >= best) continue;
+    const auto consider = [&](double seconds, const std::string& name) {
+      if (all_) print(c, seconds, name);
+      if (seconds >= best) return;
       best = seconds;
-      best_name = name_of(c.shape, config);
+      best_name = name;
+    };
+    for (const GemmConfig& config : candidates(c)) {
+      PLAIT_ASSIGN_OR_RETURN(const double seconds, time<Gemm>(c, config, gemm_source(c.shape, config)));
+      consider(seconds, name_of(c.shape, config));
+    }
+    for (const NarrowGemmConfig& config : narrow_candidates(c)) {
+      PLAIT_ASSIGN_OR_RETURN(const double seconds, time<NarrowGemm>(c, config, narrow_gemm_source(c.shape, config)));
+      consider(seconds, name_of(c.shape, config));
     }
     print(c, best, (all_ ? "BEST " : "") + best_name);
     return {};
@@ -67,6 +74,19 @@ class Bench {
           // Two sums of 64 x 192 do not fit the registers of a warpgroup.
           if (c.shape.format == GemmFormat::kFp8 && block_m == 128 && block_n > 160) continue;
           while (config.stages > 2 && validate(c.shape, config).has_error()) --config.stages;
+          if (!validate(c.shape, config).has_error()) configs.push_back(config);
+        }
+    return configs;
+  }
+
+  static std::vector<NarrowGemmConfig> narrow_candidates(const Case& c) {
+    std::vector<NarrowGemmConfig> configs;
+    if (c.shape.rows != GemmRows::kDense || c.m > 128) return configs;
+    for (const int tokens : {8, 16, 32, 64, 128})
+      for (const int split : {1, 2, 3, 4, 6, 8})
+        for (const int stages : {4, 6, 8}) {
+          const NarrowGemmConfig config{.tokens = tokens, .split = split, .stages = stages};
+          if (tokens < std::min<int64_t>(c.m, 128) || tokens >= 2 * std::max<int64_t>(c.m, 8)) continue;
           if (!validate(c.shape, config).has_error()) configs.push_back(config);
         }
     return configs;
@@ -134,7 +154,8 @@ class Bench {
     return o;
   }
 
-  Result<double> time(const Case& c, const GemmConfig& config) {
+  template <typename Kernel, typename Config>
+  Result<double> time(const Case& c, const Config& config, const jit::KernelSource& source) {
     if (rows_.empty()) {
       int64_t bytes = 0;
       while (bytes < kRotatedBytes && rows_.size() < 16) {
@@ -143,8 +164,8 @@ class Bench {
         rows_.push_back(std::move(o));
       }
     }
-    PLAIT_ASSIGN_OR_RETURN(const jit::CompiledKernel kernel, compiler_.compile(gemm_source(c.shape, config)));
-    PLAIT_ASSIGN_OR_RETURN(const Gemm gemm, Gemm::load(device_, c.shape, config, kernel.cubin));
+    PLAIT_ASSIGN_OR_RETURN(const jit::CompiledKernel kernel, compiler_.compile(source));
+    PLAIT_ASSIGN_OR_RETURN(const Kernel gemm, Kernel::load(device_, c.shape, config, kernel.cubin));
     PLAIT_ASSIGN_OR_RETURN(const Event begin, Event::create(device_));
     PLAIT_ASSIGN_OR_RETURN(const Event end, Event::create(device_));
     std::vector<double> seconds;

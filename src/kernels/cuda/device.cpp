@@ -166,11 +166,12 @@ LoadedKernel::~LoadedKernel() {
   if (module_ != nullptr) driver_.ModuleUnload(module_);
 }
 
-Status LoadedKernel::launch(int blocks, int threads, std::span<void* const> arguments, const Stream& stream) const {
-  return driver_.check(driver_.LaunchKernel(function_, static_cast<unsigned>(blocks), 1, 1,
-                                            static_cast<unsigned>(threads), 1, 1, static_cast<unsigned>(shared_bytes_),
-                                            stream.handle(), const_cast<void**>(arguments.data()), nullptr),
-                       "launching a kernel");
+Status LoadedKernel::launch(Grid blocks, int threads, std::span<void* const> arguments, const Stream& stream) const {
+  return driver_.check(
+      driver_.LaunchKernel(function_, static_cast<unsigned>(blocks.x), static_cast<unsigned>(blocks.y), 1,
+                           static_cast<unsigned>(threads), 1, 1, static_cast<unsigned>(shared_bytes_), stream.handle(),
+                           const_cast<void**>(arguments.data()), nullptr),
+      "launching a kernel");
 }
 
 }  // namespace plait::cuda

@@ -116,8 +116,12 @@ class LoadedKernel {
         function_(other.function_),
         shared_bytes_(other.shared_bytes_) {}
 
+  struct Grid {
+    int x = 1;
+    int y = 1;
+  };
   // `arguments`: pointers to the kernel's parameters, in their order.
-  Status launch(int blocks, int threads, std::span<void* const> arguments, const Stream& stream) const;
+  Status launch(Grid blocks, int threads, std::span<void* const> arguments, const Stream& stream) const;
 
  private:
   LoadedKernel(const Driver& driver, ModuleHandle* module, FunctionHandle* function, int shared_bytes)

@@ -6,7 +6,8 @@
 
 namespace plait::cuda {
 
-extern const std::string_view kHopperText;  // device/hopper.cu: Hopper's instructions
-extern const std::string_view kGemmText;    // device/gemm.cu
+extern const std::string_view kHopperText;      // device/hopper.cu: Hopper's instructions
+extern const std::string_view kGemmText;        // device/gemm.cu
+extern const std::string_view kNarrowGemmText;  // device/narrow_gemm.cu
 
 }  // namespace plait::cuda

@@ -68,8 +68,8 @@ struct Driver {
   Status check(int result, const std::string& what) const;
 };
 
-// kNotFound: no libcuda, with what to install. kUnsupported: too old (its version is named), or there is no GPU. The same
-// answer every time.
+// kNotFound: no libcuda, with what to install. kUnsupported: too old (its version is named), or there is no GPU. The
+// same answer every time.
 const Result<Driver>& load_driver();
 
 }  // namespace plait::cuda

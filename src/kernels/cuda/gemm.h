@@ -34,6 +34,8 @@ struct GemmShape {
   bool operator==(const GemmShape&) const = default;
 };
 
+int64_t element_bytes(GemmFormat format);
+
 // What two blocks of a cluster fetch together, each one half.
 enum class GemmShare { kNothing, kRows, kWeights };
 
@@ -81,9 +83,6 @@ class Gemm {
  private:
   Gemm(const Device& device, const GemmShape& shape, const GemmConfig& config, LoadedKernel kernel)
       : device_(&device), shape_(shape), config_(config), kernel_(std::move(kernel)) {}
-  // A matrix of `bytes` wide rows, in boxes of 128 bytes.
-  Result<TensorMap> rows_map(DevicePointer memory, int64_t row_bytes, int64_t rows, int64_t box_rows) const;
-  Result<TensorMap> scales_map(const GemmOperands& operands) const;
 
   const Device* device_;
   GemmShape shape_;

@@ -1,16 +1,13 @@
 #include "base/assert.h"
 #include "kernels/cuda/device_text.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/wgmma_text.h"
 
 namespace plait::cuda {
 namespace {
 
 constexpr int64_t kBlockBytes = 128;             // of k in a stage, as in device/gemm.cu
 constexpr int64_t kMostSharedBytes = 227 << 10;  // that a block can have on sm_90
-
-int64_t element_bytes(GemmFormat format) {
-  return format == GemmFormat::kFp8 ? 1 : 2;
-}
 
 const char* name_of(GemmRows rows) {
   switch (rows) {
@@ -40,28 +37,11 @@ int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-// "%0, %1, ... "
-std::string numbered(const char* format, int count) {
-  std::string text;
-  for (int i = 0; i < count; ++i) text += (i > 0 ? ", " : "") + fmt::format(fmt::runtime(format), i);
-  return text;
-}
-
-// multiply(): d (+)= a * b, one instruction with as many registers as a tile has columns.
-std::string multiply_text(GemmFormat format, int block_n) {
-  const int registers = block_n / 2;
-  const bool fp8 = format == GemmFormat::kFp8;
-  return fmt::format(
-      "__device__ __forceinline__ void multiply(float (&d)[{0}], uint64_t a, uint64_t b, int add) {{\n"
-      "  asm volatile(\"{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{1}, 0;\\n\"\n"
-      "    \"wgmma.mma_async.sync.aligned.m64n{2}k{3}.f32.{4} {{{5}}}, %{0}, %{6}, p, 1, 1{7};\\n}}\"\n"
-      "    : {8} : \"l\"(a), \"l\"(b), \"r\"(add));\n"
-      "}}\n",
-      registers, registers + 2, block_n, fp8 ? 32 : 16, fp8 ? "e4m3.e4m3" : "bf16.bf16", numbered("%{}", registers),
-      registers + 1, fp8 ? "" : ", 0, 0", numbered("\"+f\"(d[{}])", registers));
-}
-
 }  // namespace
+
+int64_t element_bytes(GemmFormat format) {
+  return format == GemmFormat::kFp8 ? 1 : 2;
+}
 
 Status validate(const GemmShape& shape, const GemmConfig& config) {
   const int64_t k_multiple = 16 / element_bytes(shape.format);

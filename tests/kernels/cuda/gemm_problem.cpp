@@ -43,7 +43,7 @@ double number_at(GemmFormat format, const std::vector<uint8_t>& bytes, int64_t i
 
 }  // namespace
 
-GemmData::GemmData(const GemmProblem& problem_, const GemmConfig& config, uint32_t seed) : problem(problem_) {
+GemmData::GemmData(const GemmProblem& problem_, int64_t block_m, uint32_t seed) : problem(problem_) {
   const GemmShape& shape = problem.shape;
   std::mt19937 random(seed);
   switch (shape.rows) {
@@ -53,18 +53,18 @@ GemmData::GemmData(const GemmProblem& problem_, const GemmConfig& config, uint32
       break;
     case GemmRows::kContiguous:
       for (size_t group = 0; group < problem.counts.size(); ++group) {
-        for (int64_t first = 0; first < problem.counts[group]; first += config.block_m) {
-          const int64_t count = std::min<int64_t>(problem.counts[group] - first, config.block_m);
+        for (int64_t first = 0; first < problem.counts[group]; first += block_m) {
+          const int64_t count = std::min(problem.counts[group] - first, block_m);
           row_counts.push_back(static_cast<int32_t>(count));
           block_groups.push_back(static_cast<int32_t>(group));
           row_group.insert(row_group.end(), static_cast<size_t>(count), static_cast<int64_t>(group));
-          row_group.insert(row_group.end(), static_cast<size_t>(config.block_m - count), -1);
+          row_group.insert(row_group.end(), static_cast<size_t>(block_m - count), -1);
         }
       }
       // Room that nobody uses, as a static buffer has.
       row_counts.push_back(0);
       block_groups.push_back(0);
-      row_group.insert(row_group.end(), static_cast<size_t>(config.block_m), -1);
+      row_group.insert(row_group.end(), static_cast<size_t>(block_m), -1);
       m = static_cast<int64_t>(row_group.size());
       break;
     case GemmRows::kMasked:

@@ -17,7 +17,8 @@ struct GemmProblem {
 
 // Operands in host memory as the kernel takes them. Rows that do not exist hold NaN.
 struct GemmData {
-  GemmData(const GemmProblem& problem, const GemmConfig& config, uint32_t seed);
+  // `block_m`: of kContiguous, the rows of a block.
+  GemmData(const GemmProblem& problem, int64_t block_m, uint32_t seed);
 
   double a_at(int64_t row, int64_t k) const;                                           // scaled
   double b_at(int64_t group, int64_t n, int64_t k) const;                              // scaled

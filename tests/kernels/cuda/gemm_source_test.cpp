@@ -7,6 +7,7 @@
 
 #include "jit/nvrtc.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/narrow_gemm.h"
 
 namespace plait::cuda {
 namespace {
@@ -22,10 +23,10 @@ TEST(GemmSource, ImpossibleOnesAreRefused) {
   const auto says = [](const GemmShape& shape, const GemmConfig& config) {
     return validate(shape, config).error().message;
   };
-  EXPECT_FALSE(validate(shape, {}).has_error());
-  EXPECT_THAT(says({.n = 12, .k = 512}, {}), HasSubstr("n = 12"));
-  EXPECT_THAT(says({.n = 512, .k = 40}, {}), HasSubstr("k = 40"));
-  EXPECT_THAT(says({.n = 512, .k = 512, .groups = 2}, {}), HasSubstr("dense product of 2 groups"));
+  EXPECT_FALSE(validate(shape, GemmConfig{}).has_error());
+  EXPECT_THAT(says({.n = 12, .k = 512}, GemmConfig{}), HasSubstr("n = 12"));
+  EXPECT_THAT(says({.n = 512, .k = 40}, GemmConfig{}), HasSubstr("k = 40"));
+  EXPECT_THAT(says({.n = 512, .k = 512, .groups = 2}, GemmConfig{}), HasSubstr("dense product of 2 groups"));
   EXPECT_THAT(says(shape, {.block_m = 96}), HasSubstr("tiles of 96 rows"));
   EXPECT_THAT(says(shape, {.block_n = 24}), HasSubstr("tiles of 24 columns"));
   EXPECT_THAT(says(shape, {.stages = 9}), HasSubstr("shared memory"));
@@ -33,37 +34,61 @@ TEST(GemmSource, ImpossibleOnesAreRefused) {
               HasSubstr("weights can only be shared in a dense product"));
 }
 
-// Registers that do not suffice would be spilled to memory, and products that the compiler orders one after the other
-// would be remarked.
-TEST(GemmSource, EveryFormCompilesWithoutSpillsOrRemarks) {
-  auto compiler = jit::load_nvrtc();
-  if (compiler.has_error()) GTEST_SKIP() << compiler.error().message;
-  int kernels = 0;
-  double total = 0, slowest = 0;
+// Compiles for sm_90a; registers that do not suffice would be spilled to memory, and products that the compiler orders
+// one after the other would be remarked.
+class GemmKernels : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    auto compiler = jit::load_nvrtc();
+    if (compiler.has_error()) GTEST_SKIP() << compiler.error().message;
+    compiler_ = std::move(compiler).value();
+  }
+  void TearDown() override {
+    if (kernels_ > 0)
+      fmt::print("{} kernels: {:.3f} s each, slowest {:.3f} s\n", kernels_, total_ / kernels_, slowest_);
+  }
+  void compile(const jit::KernelSource& source) {
+    SCOPED_TRACE(source.name);
+    const auto begin = std::chrono::steady_clock::now();
+    const auto kernel = compiler_->compile(source);
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+    ASSERT_FALSE(kernel.has_error()) << kernel.error().message;
+    ASSERT_TRUE(kernel.value().resources.has_value());
+    EXPECT_EQ(kernel.value().resources->spill_store_bytes, 0);
+    EXPECT_EQ(kernel.value().resources->stack_bytes, 0);
+    EXPECT_EQ(kernel.value().remarks, "");
+    ++kernels_;
+    total_ += took.count();
+    slowest_ = std::max(slowest_, took.count());
+  }
+
+  std::unique_ptr<jit::Compiler> compiler_;
+  int kernels_ = 0;
+  double total_ = 0, slowest_ = 0;
+};
+
+TEST_F(GemmKernels, CompileWithoutSpillsOrRemarks) {
+  const GemmConfig configs[] = {{.block_m = 64, .block_n = 32, .stages = 8},
+                                {.block_m = 64, .block_n = 128, .stages = 6},
+                                {.block_m = 128, .block_n = 112, .stages = 5},
+                                {.block_m = 128, .block_n = 128, .stages = 5, .share = GemmShare::kRows},
+                                {.block_m = 128, .block_n = 160, .stages = 4, .share = GemmShare::kRows},
+                                {.block_m = 128, .block_n = 128, .stages = 5, .share = GemmShare::kWeights}};
   for (const GemmRows rows : {GemmRows::kDense, GemmRows::kContiguous, GemmRows::kMasked})
     for (const GemmFormat format : {GemmFormat::kFp8, GemmFormat::kBf16})
-      for (const GemmConfig& config :
-           {GemmConfig{.block_m = 64, .block_n = 32, .stages = 8},
-            GemmConfig{.block_m = 64, .block_n = 128, .stages = 6},
-            GemmConfig{.block_m = 128, .block_n = 112, .stages = 5},
-            GemmConfig{.block_m = 128, .block_n = 128, .stages = 5, .share = GemmShare::kRows},
-            GemmConfig{.block_m = 128, .block_n = 160, .stages = 4, .share = GemmShare::kRows},
-            GemmConfig{.block_m = 128, .block_n = 128, .stages = 5, .share = GemmShare::kWeights}}) {
+      for (const GemmConfig& config : configs) {
         const GemmShape shape = shape_of(rows, format, 7168, 2048);
-        if (config.share == GemmShare::kWeights && rows != GemmRows::kDense) continue;
-        const auto begin = std::chrono::steady_clock::now();
-        const auto kernel = compiler.value()->compile(gemm_source(shape, config));
-        const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
-        ASSERT_FALSE(kernel.has_error()) << kernel.error().message;
-        ASSERT_TRUE(kernel.value().resources.has_value());
-        EXPECT_EQ(kernel.value().resources->spill_store_bytes, 0) << name_of(shape, config);
-        EXPECT_EQ(kernel.value().resources->stack_bytes, 0) << name_of(shape, config);
-        EXPECT_EQ(kernel.value().remarks, "") << name_of(shape, config);
-        ++kernels;
-        total += took.count();
-        slowest = std::max(slowest, took.count());
+        if (!validate(shape, config).has_error()) compile(gemm_source(shape, config));
       }
-  fmt::print("{} kernels for sm_90a: {:.3f} s each, slowest {:.3f} s\n", kernels, total / kernels, slowest);
+  EXPECT_EQ(kernels_, 3 * 2 * 6 - 4) << "weights are only shared in dense products";
+}
+
+TEST_F(GemmKernels, NarrowOnesCompileWithoutSpillsOrRemarks) {
+  for (const GemmFormat format : {GemmFormat::kFp8, GemmFormat::kBf16})
+    for (const NarrowGemmConfig& config : {NarrowGemmConfig{.tokens = 8, .split = 1, .stages = 8},
+                                           NarrowGemmConfig{.tokens = 16, .split = 8, .stages = 6},
+                                           NarrowGemmConfig{.tokens = 64, .split = 3, .stages = 4}})
+      compile(narrow_gemm_source(shape_of(GemmRows::kDense, format, 7168, 2048), config));
 }
 
 }  // namespace

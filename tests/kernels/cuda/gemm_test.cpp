@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "jit/nvrtc.h"
+#include "kernels/cuda/narrow_gemm.h"
 #include "tensor/dtype.h"
 #include "tests/kernels/cuda/gemm_problem.h"
 
@@ -33,9 +34,16 @@ class GemmTest : public ::testing::Test {
 
   // Results that were compared.
   int64_t check(const GemmProblem& problem, const GemmConfig& config) {
-    SCOPED_TRACE(fmt::format("{} with rows {}", name_of(problem.shape, config), fmt::join(problem.counts, ",")));
-    const GemmData data(problem, config, ++seed_);
-    auto gemm = Gemm::load(*device_, problem.shape, config, cubin_of(problem.shape, config));
+    return check<Gemm>(problem, config, gemm_source(problem.shape, config), config.block_m);
+  }
+  int64_t check(const GemmProblem& problem, const NarrowGemmConfig& config) {
+    return check<NarrowGemm>(problem, config, narrow_gemm_source(problem.shape, config), 1);
+  }
+  template <typename Kernel, typename Config>
+  int64_t check(const GemmProblem& problem, const Config& config, const jit::KernelSource& source, int64_t block_m) {
+    SCOPED_TRACE(fmt::format("{} with rows {}", source.name, fmt::join(problem.counts, ",")));
+    const GemmData data(problem, block_m, ++seed_);
+    auto gemm = Kernel::load(*device_, problem.shape, config, cubin_of(source));
     EXPECT_FALSE(gemm.has_error()) << gemm.error().message;
     auto on = GemmOnDevice::make(*device_, *stream_, data);
     EXPECT_FALSE(on.has_error()) << on.error().message;
@@ -52,11 +60,10 @@ class GemmTest : public ::testing::Test {
     }
     return compare(data, d);
   }
-
-  const std::string& cubin_of(const GemmShape& shape, const GemmConfig& config) {
-    std::string& cubin = cubins_[name_of(shape, config)];
+  const std::string& cubin_of(const jit::KernelSource& source) {
+    std::string& cubin = cubins_[source.name];
     if (!cubin.empty()) return cubin;
-    auto kernel = compiler_->compile(gemm_source(shape, config));
+    auto kernel = compiler_->compile(source);
     EXPECT_FALSE(kernel.has_error()) << kernel.error().message;
     return cubin = kernel.value().cubin;
   }
@@ -125,6 +132,21 @@ TEST_F(GemmTest, DenseIsRightForEveryShape) {
           ++problems;
         }
   fmt::print("{} dense products, {} results\n", problems, results);
+}
+
+TEST_F(GemmTest, NarrowIsRightForEveryShape) {
+  int64_t problems = 0, results = 0;
+  for (const GemmFormat format : {GemmFormat::kFp8, GemmFormat::kBf16})
+    for (const NarrowGemmConfig& config : {NarrowGemmConfig{.tokens = 8, .split = 1, .stages = 8},
+                                           NarrowGemmConfig{.tokens = 16, .split = 4, .stages = 6},
+                                           NarrowGemmConfig{.tokens = 64, .split = 3, .stages = 4},
+                                           NarrowGemmConfig{.tokens = 128, .split = 8, .stages = 3}})
+      for (const auto& [n, k] : {std::pair{8, 1024}, {24, 1168}, {576, 7168}, {2112, 2048}, {4096, 1040}})
+        for (const int64_t m : {1, 7, 8, 9, 64, 130}) {
+          results += check({.shape = {.format = format, .n = n, .k = k}, .counts = {m}}, config);
+          ++problems;
+        }
+  fmt::print("{} narrow products, {} results\n", problems, results);
 }
 
 TEST_F(GemmTest, GroupsAreRightAndNothingElseIsTouched) {

@@ -9,5 +9,6 @@ namespace plait::cuda {
 extern const std::string_view kHopperText;      // device/hopper.cu: Hopper's instructions
 extern const std::string_view kGemmText;        // device/gemm.cu
 extern const std::string_view kNarrowGemmText;  // device/narrow_gemm.cu
+extern const std::string_view kQuantizeText;    // device/quantize.cu
 
 }  // namespace plait::cuda

@@ -5,10 +5,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "jit/nvrtc.h"
 #include "kernels/cuda/narrow_gemm.h"
 #include "tensor/dtype.h"
 #include "tests/kernels/cuda/gemm_problem.h"
+#include "tests/kernels/cuda/gpu_test.h"
 
 namespace plait::cuda::testing {
 namespace {
@@ -18,20 +18,8 @@ constexpr uint16_t kPoisonWord = 0xa5a5;  // a number that no sum here comes nea
 constexpr int64_t kSamples = 3000;        // results that are compared in a large problem
 constexpr double kAllBelow = 5e7;         // multiply-adds of a problem whose results are all compared
 
-class GemmTest : public ::testing::Test {
+class GemmTest : public GpuTest {
  protected:
-  void SetUp() override {
-    auto device = Device::open(0);
-    if (device.has_error()) GTEST_SKIP() << device.error().message;
-    device_ = std::move(device).value();
-    if (device_->properties().compute_capability != 90)
-      GTEST_SKIP() << device_->properties().name << " is not of the Hopper generation";
-    auto compiler = jit::load_nvrtc();
-    ASSERT_FALSE(compiler.has_error()) << compiler.error().message;
-    compiler_ = std::move(compiler).value();
-    stream_.emplace(Stream::create(*device_).value());
-  }
-
   // Results that were compared.
   int64_t check(const GemmProblem& problem, const GemmConfig& config) {
     return check<Gemm>(problem, config, gemm_source(problem.shape, config), config.block_m);
@@ -43,16 +31,16 @@ class GemmTest : public ::testing::Test {
   int64_t check(const GemmProblem& problem, const Config& config, const jit::KernelSource& source, int64_t block_m) {
     SCOPED_TRACE(fmt::format("{} with rows {}", source.name, fmt::join(problem.counts, ",")));
     const GemmData data(problem, block_m, ++seed_);
-    auto gemm = Kernel::load(*device_, problem.shape, config, cubin_of(source));
+    auto gemm = Kernel::load(device(), problem.shape, config, cubin_of(source));
     EXPECT_FALSE(gemm.has_error()) << gemm.error().message;
-    auto on = GemmOnDevice::make(*device_, *stream_, data);
+    auto on = GemmOnDevice::make(device(), stream(), data);
     EXPECT_FALSE(on.has_error()) << on.error().message;
     std::vector<uint16_t> d(static_cast<size_t>(data.rows * problem.shape.n));
     const auto run = [&]() -> Status {
-      PLAIT_RETURN_IF_ERROR(on.value().d.fill(kPoison, *stream_));
-      PLAIT_RETURN_IF_ERROR(gemm.value().launch(on.value().operands, *stream_));
-      PLAIT_RETURN_IF_ERROR(on.value().d.read(d.data(), d.size() * 2, *stream_));
-      return stream_->wait();
+      PLAIT_RETURN_IF_ERROR(on.value().d.fill(kPoison, stream()));
+      PLAIT_RETURN_IF_ERROR(gemm.value().launch(on.value().operands, stream()));
+      PLAIT_RETURN_IF_ERROR(on.value().d.read(d.data(), d.size() * 2, stream()));
+      return stream().wait();
     };
     if (const Status status = run(); status.has_error()) {
       ADD_FAILURE() << status.error().message;
@@ -60,14 +48,6 @@ class GemmTest : public ::testing::Test {
     }
     return compare(data, d);
   }
-  const std::string& cubin_of(const jit::KernelSource& source) {
-    std::string& cubin = cubins_[source.name];
-    if (!cubin.empty()) return cubin;
-    auto kernel = compiler_->compile(source);
-    EXPECT_FALSE(kernel.has_error()) << kernel.error().message;
-    return cubin = kernel.value().cubin;
-  }
-
   static int64_t compare(const GemmData& data, const std::vector<uint16_t>& d) {
     const GemmShape& shape = data.problem.shape;
     for (int64_t i = 0; i < data.rows * shape.n; ++i) {
@@ -106,10 +86,6 @@ class GemmTest : public ::testing::Test {
     return compared;
   }
 
-  std::unique_ptr<Device> device_;
-  std::unique_ptr<jit::Compiler> compiler_;
-  std::optional<Stream> stream_;
-  std::map<std::string, std::string> cubins_;
   uint32_t seed_ = 0;
 };
 

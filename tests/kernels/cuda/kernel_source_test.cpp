@@ -1,4 +1,4 @@
-// The products' kernels, compiled without a GPU.
+// The kernels of products and of quantising, compiled without a GPU.
 #include <chrono>
 
 #include <fmt/format.h>
@@ -8,6 +8,7 @@
 #include "jit/nvrtc.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/narrow_gemm.h"
+#include "kernels/cuda/quantize.h"
 
 namespace plait::cuda {
 namespace {
@@ -36,7 +37,7 @@ TEST(GemmSource, ImpossibleOnesAreRefused) {
 
 // Compiles for sm_90a; registers that do not suffice would be spilled to memory, and products that the compiler orders
 // one after the other would be remarked.
-class GemmKernels : public ::testing::Test {
+class CudaKernels : public ::testing::Test {
  protected:
   void SetUp() override {
     auto compiler = jit::load_nvrtc();
@@ -67,7 +68,7 @@ class GemmKernels : public ::testing::Test {
   double total_ = 0, slowest_ = 0;
 };
 
-TEST_F(GemmKernels, CompileWithoutSpillsOrRemarks) {
+TEST_F(CudaKernels, CompileWithoutSpillsOrRemarks) {
   const GemmConfig configs[] = {{.block_m = 64, .block_n = 32, .stages = 8},
                                 {.block_m = 64, .block_n = 128, .stages = 6},
                                 {.block_m = 128, .block_n = 112, .stages = 5},
@@ -83,12 +84,19 @@ TEST_F(GemmKernels, CompileWithoutSpillsOrRemarks) {
   EXPECT_EQ(kernels_, 3 * 2 * 6 - 4) << "weights are only shared in dense products";
 }
 
-TEST_F(GemmKernels, NarrowOnesCompileWithoutSpillsOrRemarks) {
+TEST_F(CudaKernels, NarrowOnesCompileWithoutSpillsOrRemarks) {
   for (const GemmFormat format : {GemmFormat::kFp8, GemmFormat::kBf16})
     for (const NarrowGemmConfig& config : {NarrowGemmConfig{.tokens = 8, .split = 1, .stages = 8},
                                            NarrowGemmConfig{.tokens = 16, .split = 8, .stages = 6},
                                            NarrowGemmConfig{.tokens = 64, .split = 3, .stages = 4}})
       compile(narrow_gemm_source(shape_of(GemmRows::kDense, format, 7168, 2048), config));
+}
+
+TEST_F(CudaKernels, QuantizersCompileWithoutSpillsOrRemarks) {
+  for (const bool gated : {false, true})
+    for (const bool power_of_two : {false, true})
+      for (const int groups : {0, 32})
+        compile(quantize_source({.k = 7168, .gated = gated, .power_of_two = power_of_two, .groups = groups}));
 }
 
 }  // namespace

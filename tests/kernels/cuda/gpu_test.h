@@ -1,0 +1,61 @@
+// A test that needs a Hopper GPU, with what every such test has: the device, a stream, compiled kernels.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "jit/nvrtc.h"
+#include "kernels/cuda/device.h"
+
+namespace plait::cuda::testing {
+
+class GpuTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    auto device = Device::open(0);
+    if (device.has_error()) GTEST_SKIP() << device.error().message;
+    device_ = std::move(device).value();
+    if (device_->properties().compute_capability != 90)
+      GTEST_SKIP() << device_->properties().name << " is not of the Hopper generation";
+    auto compiler = jit::load_nvrtc();
+    ASSERT_FALSE(compiler.has_error()) << compiler.error().message;
+    compiler_ = std::move(compiler).value();
+    stream_.emplace(Stream::create(*device_).value());
+  }
+
+  const Device& device() const { return *device_; }
+  const Stream& stream() const { return *stream_; }
+
+  static void ok(const Status& status) { ASSERT_FALSE(status.has_error()) << status.error().message; }
+
+  // Compiled once for all tests of the program.
+  const std::string& cubin_of(const jit::KernelSource& source) {
+    static std::map<std::string, std::string> cubins;
+    std::string& cubin = cubins[source.name];
+    if (!cubin.empty()) return cubin;
+    auto kernel = compiler_->compile(source);
+    EXPECT_FALSE(kernel.has_error()) << kernel.error().message;
+    return cubin = kernel.value().cubin;
+  }
+
+  template <typename T>
+  DeviceBuffer on_device(const std::vector<T>& values) {
+    auto buffer = DeviceBuffer::allocate(*device_, values.size() * sizeof(T));
+    EXPECT_FALSE(buffer.has_error()) << buffer.error().message;
+    ok(buffer.value().write(values.data(), values.size() * sizeof(T), *stream_));
+    ok(stream_->wait());
+    return std::move(buffer).value();
+  }
+
+ private:
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<jit::Compiler> compiler_;
+  std::optional<Stream> stream_;
+};
+
+}  // namespace plait::cuda::testing

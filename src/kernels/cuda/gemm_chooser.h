@@ -1,0 +1,46 @@
+// Which kernel multiplies how many rows: a cost model over device properties, and with it every kernel that can ever
+// be asked for.
+//
+// Pure functions. The choice depends on the shape and on a class of row counts (rows_class), never on what else runs,
+// and is made on the host, so the set of kernels is found by going through all classes (gemm_choices): there is no row
+// count whose kernel is not in it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "kernels/cuda/device_model.h"
+#include "kernels/cuda/gemm.h"
+#include "kernels/cuda/narrow_gemm.h"
+
+namespace plait::cuda {
+
+// One kernel.
+struct GemmKernel {
+  GemmShape shape;
+  std::variant<GemmConfig, NarrowGemmConfig> config;
+
+  bool operator==(const GemmKernel&) const = default;
+};
+std::string name_of(const GemmKernel& kernel);
+jit::KernelSource source_of(const GemmKernel& kernel);
+
+// Row counts of a class get the same kernel: steps of 8 up to 128, of 64 up to 1024, of an eighth from there on. The
+// largest of the class of `rows`, which is at least 1.
+int64_t rows_class(int64_t rows);
+
+// `rows`: kDense and kContiguous all of them, kMasked those that a group has on average, at least 1.
+GemmKernel choose_gemm(const DeviceModel& device, const GemmShape& shape, int64_t rows);
+// Seconds that the model expects of a kernel.
+double expected_seconds(const DeviceModel& device, const GemmKernel& kernel, int64_t rows);
+
+// What choose_gemm says for each of 1 to `most_rows`, in runs of equal answers.
+struct GemmChoice {
+  int64_t first_rows = 0, last_rows = 0;
+  GemmKernel kernel;
+};
+std::vector<GemmChoice> gemm_choices(const DeviceModel& device, const GemmShape& shape, int64_t most_rows);
+
+}  // namespace plait::cuda

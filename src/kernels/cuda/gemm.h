@@ -43,6 +43,7 @@ struct GemmConfig {
   int block_m = 128;  // rows of a tile: 64 or 128
   int block_n = 128;  // columns of a tile, a multiple of 16 up to 256
   int stages = 4;     // tiles of k under way
+  int waves = 1;      // kFp8: in which a warpgroup works through the columns; of one, products are in registers
   GemmShare share = GemmShare::kNothing;
   int band = 8;  // rows of tiles that are walked through side by side, for the second-level cache
 
@@ -51,7 +52,7 @@ struct GemmConfig {
 
 // kInvalid: says which number cannot be.
 Status validate(const GemmShape& shape, const GemmConfig& config);
-// "fp8_gemm_masked_n4096_k7168_g32_m128n128s4"
+// "fp8_gemm_masked_n4096_k7168_g32_m128n128w1s4b8"
 std::string name_of(const GemmShape& shape, const GemmConfig& config);
 int threads_of(const GemmConfig& config);
 int cluster_of(const GemmConfig& config);

@@ -1,6 +1,8 @@
 #include "kernels/cuda/gemm_chooser.h"
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 
 #include "base/assert.h"
 
@@ -11,18 +13,32 @@ int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-// -- The model. Guesses from the design of the kernels, until measurements replace them.
+// -- The model. Its constants were fitted to 978 times of an H200 (docs/kernels.md); what differs between devices is in
+// the DeviceModel.
 
-constexpr double kLaunchSeconds = 2e-6;
-constexpr double kTileSeconds = 0.4e-6;          // of a tile beside its products: filling the stages, writing results
-constexpr double kReachedBandwidth = 0.9;        // of memory
-constexpr double kCacheBytesPerSecond = 5.5e12;  // from the second-level cache, all multiprocessors together
-constexpr double kClusterSeconds = 1e-6;         // of adding up the parts of k
+constexpr double kLaunchSeconds = 2.6e-6;
+constexpr double kTileSeconds = 0.27e-6;        // of a tile beside its products: filling the stages,
+constexpr double kResultSeconds = 7.65e-11;     // and writing a result
+constexpr double kMissingRowSeconds = 1.12e-9;  // that a copy spends on a row beyond the last one
+constexpr double kReachedBandwidth = 0.72;      // of memory, when computing costs nothing
 
-// Products of short tiles leave the tensor cores waiting for shared memory and for scaling.
-double reached_peak(const GemmConfig& config) {
-  const double columns = std::min(1.0, config.block_n / 128.0);
-  return (config.block_m == 128 ? 0.9 : 0.7) * (0.5 + 0.5 * columns);
+// Narrow products.
+constexpr double kNarrowBandwidth = 0.9;        // of memory
+constexpr double kFetchSeconds = 1.1e-6;        // from asking for a stage until it is there
+constexpr double kBlockSeconds = 0.5e-6;        // of a block, beside others on its multiprocessor
+constexpr double kSharedTokenSeconds = 5.5e-8;  // of a token whose sums the blocks of a cluster put together
+
+// Of the peak. A stage costs some columns more than it has: its barriers, its scales, its sums. One warpgroup alone
+// does not keep the tensor cores busy while it adds up.
+double reached_peak(const GemmShape& shape, const GemmConfig& config) {
+  const bool fp8 = shape.format == GemmFormat::kFp8;
+  const double columns = config.block_n / (config.block_n + (fp8 ? 91.0 : 65.0));
+  return (fp8 ? 1.08 : 0.94) * columns * (config.block_m == 128 ? 1 : 0.84) * (config.waves == 1 ? 1 : 0.89);
+}
+
+// Of two things that go on side by side: a little more than the longer one.
+double together(double a, double b) {
+  return std::cbrt(a * a * a + b * b * b);
 }
 
 double peak(const DeviceModel& device, GemmFormat format) {
@@ -52,28 +68,28 @@ int64_t row_tiles(const GemmShape& shape, const GemmConfig& config, int64_t rows
 double seconds(const DeviceModel& device, const GemmShape& shape, const GemmConfig& config, int64_t rows) {
   const auto k = static_cast<double>(shape.k);
   const double per_multiprocessor = peak(device, shape.format) / device.multiprocessors;
-  const double compute = 2.0 * config.block_m * config.block_n * k / (per_multiprocessor * reached_peak(config));
-  const double fetched_rows = config.block_m * (config.share == GemmShare::kRows ? 0.5 : 1.0) +
-                              config.block_n * (config.share == GemmShare::kWeights ? 0.5 : 1.0);
-  const double fetch = fetched_rows * k * static_cast<double>(element_bytes(shape.format)) /
-                       (kCacheBytesPerSecond / device.multiprocessors);
+  const double compute = 2.0 * config.block_m * config.block_n * k / (per_multiprocessor * reached_peak(shape, config));
+  const bool short_of_rows = shape.rows == GemmRows::kDense && rows < config.block_m;
+  const double missing_rows = short_of_rows ? static_cast<double>(config.block_m - rows) : 0;
+  const auto stages = static_cast<double>(ceil_div(shape.k * element_bytes(shape.format), 128));
+  const double tile = compute + kTileSeconds + kResultSeconds * config.block_m * config.block_n +
+                      missing_rows * stages * kMissingRowSeconds;
   const int64_t tiles = row_tiles(shape, config, rows) * ceil_div(shape.n, config.block_n);
   const auto rounds = static_cast<double>(ceil_div(tiles, device.multiprocessors));
-  const double work = rounds * (std::max(compute, fetch) + kTileSeconds);
-  return kLaunchSeconds + std::max(work, bytes_moved(shape, rows) / (device.read_bandwidth * kReachedBandwidth));
+  return kLaunchSeconds +
+         together(rounds * tile, bytes_moved(shape, rows) / (device.read_bandwidth * kReachedBandwidth));
 }
 
 double seconds(const DeviceModel& device, const GemmShape& shape, const NarrowGemmConfig& config, int64_t rows) {
-  constexpr double kStrip = 64;
-  const auto k = static_cast<double>(shape.k);
-  const int64_t passes = ceil_div(rows, config.tokens);
-  const int64_t blocks = ceil_div(shape.n, 64) * config.split * passes;
-  // Every multiprocessor has its part of the bandwidth; the one with most blocks is the last.
-  const double block_bytes =
-      (kStrip + config.tokens) * k * static_cast<double>(element_bytes(shape.format)) / config.split;
-  const double per_multiprocessor = device.read_bandwidth * kReachedBandwidth / device.multiprocessors;
-  const auto rounds = static_cast<double>(ceil_div(blocks, device.multiprocessors));
-  return kLaunchSeconds + rounds * block_bytes / per_multiprocessor + (config.split > 1 ? kClusterSeconds : 0);
+  const int64_t blocks = ceil_div(shape.n, 64) * config.split * ceil_div(rows, config.tokens);
+  const int64_t at_once = device.multiprocessors * (device.shared_bytes_per_block / shared_bytes_of(shape, config));
+  const auto rounds = static_cast<double>(ceil_div(blocks, at_once));
+  const auto stages = static_cast<double>(ceil_div(shape.k * element_bytes(shape.format), 128)) / config.split;
+  const double waiting = rounds * stages * kFetchSeconds / config.stages;
+  const double reading = bytes_moved(shape, rows) / (device.read_bandwidth * kNarrowBandwidth);
+  const auto blocks_each = static_cast<double>(blocks) / device.multiprocessors;
+  return kLaunchSeconds + std::max(waiting, reading) + blocks_each * kBlockSeconds +
+         (config.split > 1 ? config.tokens * kSharedTokenSeconds : 0);
 }
 
 // -- Candidates
@@ -86,28 +102,37 @@ int stages_that_fit(const GemmShape& shape, Config config, int64_t bytes, int mo
   return 0;
 }
 
-void add_wide(const DeviceModel& device, const GemmShape& shape, std::vector<GemmKernel>& kernels) {
-  for (const int block_m : {64, 128})
-    for (const int block_n : {64, 128, 160})
-      for (const GemmShare share : {GemmShare::kNothing, GemmShare::kRows, GemmShare::kWeights}) {
-        // Blocks of the contiguous form are those that the rows were aligned for.
-        if (shape.rows == GemmRows::kContiguous && block_m != 128) continue;
-        if (share != GemmShare::kNothing && block_m != 128) continue;
-        GemmConfig config{.block_m = block_m, .block_n = block_n, .share = share};
-        config.stages = stages_that_fit(shape, config, device.shared_bytes_per_block, 8);
-        if (config.stages > 0) kernels.push_back({shape, config});
-      }
-}
+// Few, since each is a kernel that is compiled: what more widths would win is in docs/kernels.md. Clusters never won by
+// more than the noise, so they are left out.
+struct Widths {
+  int block_m;
+  std::array<int, 4> block_n;
+};
+constexpr Widths kWidths[] = {{64, {32, 64, 128, 192}}, {128, {128, 160, 192, 256}}};
 
-void add_narrow(const DeviceModel& device, const GemmShape& shape, std::vector<GemmKernel>& kernels) {
-  if (shape.rows != GemmRows::kDense) return;
-  for (const int tokens : {8, 16, 32, 64})
-    for (const int split : {1, 2, 4, 8}) {
-      NarrowGemmConfig config{.tokens = tokens, .split = split};
-      // Three blocks on a multiprocessor.
-      config.stages = stages_that_fit(shape, config, device.shared_bytes_per_block / 3, 8);
+void add_wide(const DeviceModel& device, const GemmShape& shape, std::vector<GemmKernel>& kernels) {
+  for (const Widths& widths : kWidths)
+    for (const int block_n : widths.block_n) {
+      // Blocks of the contiguous form are those that the rows were aligned for.
+      if (shape.rows == GemmRows::kContiguous && widths.block_m != 128) continue;
+      GemmConfig config{.block_m = widths.block_m, .block_n = block_n};
+      // The sum and the products of 64 x 256 do not fit the registers of a warpgroup.
+      if (shape.format == GemmFormat::kFp8 && block_n == 256) config.waves = 2;
+      config.stages = stages_that_fit(shape, config, device.shared_bytes_per_block, 8);
       if (config.stages > 0) kernels.push_back({shape, config});
     }
+}
+
+// Those that have room for all rows at once: a second pass would read the weights again.
+void add_narrow(const GemmShape& shape, int64_t rows, std::vector<GemmKernel>& kernels) {
+  if (shape.rows != GemmRows::kDense) return;
+  for (const int tokens : {8, 16, 32, 64}) {
+    if (tokens < rows || tokens >= 2 * std::max<int64_t>(rows, 8)) continue;
+    for (const int split : {1, 2, 4, 8}) {
+      const NarrowGemmConfig config{.tokens = tokens, .split = split, .stages = 4};
+      if (!validate(shape, config).has_error()) kernels.push_back({shape, config});
+    }
+  }
 }
 
 }  // namespace
@@ -135,11 +160,11 @@ double expected_seconds(const DeviceModel& device, const GemmKernel& kernel, int
 }
 
 GemmKernel choose_gemm(const DeviceModel& device, const GemmShape& shape, int64_t rows) {
+  const int64_t largest = rows_class(rows);
   std::vector<GemmKernel> kernels;
-  add_narrow(device, shape, kernels);
+  add_narrow(shape, largest, kernels);
   add_wide(device, shape, kernels);
   PLAIT_ASSERT(!kernels.empty(), "a product that no kernel multiplies");
-  const int64_t largest = rows_class(rows);
   // The first of equal ones: a choice is the same everywhere.
   return *std::ranges::min_element(kernels, {},
                                    [&](const GemmKernel& kernel) { return expected_seconds(device, kernel, largest); });

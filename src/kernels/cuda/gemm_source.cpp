@@ -57,6 +57,9 @@ Status validate(const GemmShape& shape, const GemmConfig& config) {
     return invalid(fmt::format("tiles of {} columns: multiples of 16 up to 256 are possible", config.block_n));
   if (config.share == GemmShare::kWeights && shape.rows != GemmRows::kDense)
     return invalid("weights can only be shared in a dense product: tiles below each other may be of two groups");
+  if (config.waves < 1 || config.block_n % (16 * config.waves) != 0 ||
+      (config.waves > 1 && shape.format != GemmFormat::kFp8))
+    return invalid(fmt::format("tiles of {} columns in {} waves", config.block_n, config.waves));
   if (config.stages < 2 || config.band < 1)
     return invalid(fmt::format("{} stages and bands of {}: at least 2 and 1", config.stages, config.band));
   if (const int64_t bytes = shared_bytes_of(shape, config); bytes > kMostSharedBytes)
@@ -66,9 +69,9 @@ Status validate(const GemmShape& shape, const GemmConfig& config) {
 }
 
 std::string name_of(const GemmShape& shape, const GemmConfig& config) {
-  return fmt::format("{}_gemm_{}_n{}_k{}_g{}_m{}n{}s{}{}", shape.format == GemmFormat::kFp8 ? "fp8" : "bf16",
-                     name_of(shape.rows), shape.n, shape.k, shape.groups, config.block_m, config.block_n, config.stages,
-                     suffix_of(config.share));
+  return fmt::format("{}_gemm_{}_n{}_k{}_g{}_m{}n{}w{}s{}b{}{}", shape.format == GemmFormat::kFp8 ? "fp8" : "bf16",
+                     name_of(shape.rows), shape.n, shape.k, shape.groups, config.block_m, config.block_n, config.waves,
+                     config.stages, config.band, suffix_of(config.share));
 }
 
 int threads_of(const GemmConfig& config) {
@@ -81,10 +84,11 @@ int cluster_of(const GemmConfig& config) {
 
 // The size of Shared in device/gemm.cu, which asserts that it is this.
 int64_t shared_bytes_of(const GemmShape& shape, const GemmConfig& config) {
-  const int64_t tiles = config.stages * (config.block_m + config.block_n) * kBlockBytes;
-  const int64_t results = config.block_m * (config.block_n * 2 + 16);
-  const int64_t scales = config.stages * 4 * (shape.format == GemmFormat::kFp8 ? config.block_m : 1);
-  return round_up(round_up(tiles + results + scales, 8) + config.stages * 16, 1024);
+  const int64_t tiles = (config.block_m + config.block_n) * kBlockBytes;
+  const int64_t scales = (shape.format == GemmFormat::kFp8 ? config.block_m : 1) * 4 + 8;
+  const int64_t stage = round_up(round_up(tiles + scales, 8) + 16, 1024);
+  const int64_t results = config.block_m * (std::min(config.block_n, 64) * 2 + 16);
+  return round_up(config.stages * stage + results, 1024);
 }
 
 jit::KernelSource gemm_source(const GemmShape& shape, const GemmConfig& config) {
@@ -100,10 +104,12 @@ jit::KernelSource gemm_source(const GemmShape& shape, const GemmConfig& config) 
                       {"BLOCK_M", config.block_m},
                       {"BLOCK_N", config.block_n},
                       {"STAGES", config.stages},
+                      {"WAVE_N", config.block_n / config.waves},
                       {"SHARE", static_cast<int>(config.share)},
                       {"BAND", config.band},
                       {"SHARED_BYTES", shared_bytes_of(shape, config)}};
-  source.text = fmt::format("{}\n{}\n{}", kHopperText, multiply_text(shape.format, config.block_n), kGemmText);
+  source.text =
+      fmt::format("{}\n{}\n{}", kHopperText, multiply_text(shape.format, config.block_n / config.waves), kGemmText);
   return source;
 }
 

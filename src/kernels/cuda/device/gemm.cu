@@ -9,7 +9,8 @@
 // for both.
 //
 // Constants: ROWS (kDense, kContiguous, kMasked), ELEMENT_BYTES (1: e4m3, 2: bfloat16), N, K, GROUPS, BLOCK_M (64 a
-// warpgroup), BLOCK_N (a multiple of 16), STAGES, SHARE (kNothing, kRows, kWeights), BAND (of tile rows that are
+// warpgroup), BLOCK_N (a multiple of 16), STAGES, WAVE_N (columns of
+// one product; BLOCK_N if BF16), SHARE (kNothing, kRows, kWeights), BAND (of tile rows that are
 // walked through together), SHARED_BYTES. multiply() stands before this text: it depends on BLOCK_N and ELEMENT_BYTES.
 
 enum { kDense, kContiguous, kMasked };
@@ -26,6 +27,7 @@ constexpr int kUnitM = SHARE == kWeights ? 2 : 1;  // tiles of a cluster
 constexpr int kUnitN = SHARE == kRows ? 2 : 1;
 constexpr int kUnitsN = (N + BLOCK_N * kUnitN - 1) / (BLOCK_N * kUnitN);
 
+constexpr int kWaves = BLOCK_N / WAVE_N;
 constexpr int kMathGroups = BLOCK_M / 64;
 constexpr int kMathWarps = 4 * kMathGroups;
 constexpr int kThreads = 128 * (kMathGroups + 1);
@@ -33,18 +35,30 @@ constexpr int kThreads = 128 * (kMathGroups + 1);
 constexpr int kRowsBytes = BLOCK_M * kBlockBytes;
 constexpr int kWeightsBytes = BLOCK_N * kBlockBytes;
 constexpr int kScalesBytes = kScaled ? BLOCK_M * 4 : 0;
-constexpr int kResultPitch = BLOCK_N * 2 + 16;  // bytes; an odd number of 16: no two rows meet in a bank
+constexpr int kPass = BLOCK_N < 64 ? BLOCK_N : 64;  // columns of a tile that are written at a time
+constexpr int kResultPitch = kPass * 2 + 16;        // bytes; an odd number of 16: no two rows meet in a bank
+
+// Tiles of one part of K, what scales them, and the barriers that pass them on.
+struct alignas(1024) Stage {
+  uint8_t rows[kRowsBytes];
+  uint8_t weights[kWeightsBytes];
+  float scales[kScaled ? BLOCK_M : 1];
+  float weight_scales[2];  // of the first columns of the tile, and of those from the next multiple of 128 on
+  uint64_t full;
+  uint64_t empty;
+};
 
 struct alignas(1024) Shared {
-  uint8_t rows[STAGES][kRowsBytes];
-  uint8_t weights[STAGES][kWeightsBytes];
+  Stage stages[STAGES];
   uint8_t results[BLOCK_M * kResultPitch];
-  float scales[STAGES][kScaled ? BLOCK_M : 1];
-  uint64_t full[STAGES];
-  uint64_t empty[STAGES];
 };
 
 static_assert(sizeof(Shared) == SHARED_BYTES, "the launch and the kernel disagree");
+
+// A tile that crosses a multiple of 128 columns has two scales for its weights. Tiles begin at multiples of kRun
+// columns, so runs of them have one scale.
+constexpr bool kTwoScales = 128 % BLOCK_N != 0;
+constexpr int kRun = BLOCK_N % 128 == 0 ? 128 : BLOCK_N % 64 == 0 ? 64 : BLOCK_N % 32 == 0 ? 32 : 16;
 
 struct Tile {
   int row;     // in A and D
@@ -120,7 +134,7 @@ class Tiles {
 };
 
 // A place in the ring of stages.
-struct Stage {
+struct Turn {
   int index = 0;
   uint32_t parity = 0;
 
@@ -133,9 +147,9 @@ struct Stage {
 };
 
 // The part of a tile that this block fetches: all, or its half for both.
-template <bool Shared_, int Rows>
+template <bool IsShared, int Rows>
 __device__ __forceinline__ void fetch(uint8_t* tile, const TensorMap* map, uint64_t* barrier, int column, int row) {
-  if constexpr (Shared_) {
+  if constexpr (IsShared) {
     constexpr int kHalf = Rows / 2;
     const int rank = static_cast<int>(rank_in_cluster());
     copy_box_to(tile + rank * kHalf * kBlockBytes, map, barrier, column, row + rank * kHalf, 3);
@@ -144,151 +158,209 @@ __device__ __forceinline__ void fetch(uint8_t* tile, const TensorMap* map, uint6
   }
 }
 
+// One thread.
 __device__ void fetch_tiles(Shared& shared, Tiles tiles, const TensorMap& a, const TensorMap& b,
-                            const TensorMap& a_scales) {
-  Stage stage;
+                            const TensorMap& a_scales, const float* b_scales) {
+  Turn turn;
   Tile tile;
   while (tiles.next(tile)) {
+    const int scale_row = min(tile.column / 128, kScaleRows - 1), last_k = kBlocksK - 1;
+    const float* first = b_scales + (static_cast<long long>(tile.group) * kScaleRows + scale_row) * kBlocksK;
+    const float* second = scale_row + 1 < kScaleRows ? first + kBlocksK : first;
+    float scale0 = 0, scale1 = 0;
+    if constexpr (kScaled) scale0 = __ldg(first), scale1 = __ldg(second);
 #pragma unroll 1
-    for (int k = 0; k < kBlocksK; ++k, stage.advance()) {
-      const int s = stage.index;
-      uint64_t* full = &shared.full[s];
-      barrier_wait(&shared.empty[s], stage.parity ^ 1);
-      barrier_arrive_expecting(full, kRowsBytes + kWeightsBytes + kScalesBytes);
-      fetch<SHARE == kRows, BLOCK_M>(shared.rows[s], &a, full, k * kBlockBytes, tile.row);
-      fetch<SHARE == kWeights, BLOCK_N>(shared.weights[s], &b, full, k * kBlockBytes, tile.group * N + tile.column);
-      if constexpr (kScaled) copy_box(shared.scales[s], &a_scales, full, tile.scale_column, tile.scale_row + k);
+    for (int k = 0; k < kBlocksK; ++k, turn.advance()) {
+      Stage& stage = shared.stages[turn.index];
+      barrier_wait(&stage.empty, turn.parity ^ 1);
+      if constexpr (kScaled) {
+        stage.weight_scales[0] = scale0;
+        if constexpr (kTwoScales) stage.weight_scales[1] = scale1;
+        // Read a stage ahead: nobody waits for them.
+        scale0 = __ldg(first + min(k + 1, last_k));
+        if constexpr (kTwoScales) scale1 = __ldg(second + min(k + 1, last_k));
+      }
+      barrier_arrive_expecting(&stage.full, kRowsBytes + kWeightsBytes + kScalesBytes);
+      fetch<SHARE == kRows, BLOCK_M>(stage.rows, &a, &stage.full, k * kBlockBytes, tile.row);
+      fetch<SHARE == kWeights, BLOCK_N>(stage.weights, &b, &stage.full, k * kBlockBytes, tile.group * N + tile.column);
+      if constexpr (kScaled) copy_box(stage.scales, &a_scales, &stage.full, tile.scale_column, tile.scale_row + k);
     }
   }
 }
 
-// Scales of the weights under a tile: one for every 128 columns. Which of two holds for eight columns is known when
-// tiles begin at a multiple of 128 or lie within it.
-struct WeightScales {
-  static constexpr bool kTwo = 128 % BLOCK_N != 0;
-
-  const float* first;
-  const float* second;
-  int of_first;  // groups of eight columns
-
-  __device__ WeightScales(const float* scales, const Tile& tile) {
-    const int row = min(tile.column / 128, kScaleRows - 1);
-    const float* matrix = scales + static_cast<long long>(tile.group) * kScaleRows * kBlocksK;
-    first = matrix + row * kBlocksK;
-    second = matrix + min(row + 1, kScaleRows - 1) * kBlocksK;
-    of_first = (128 - tile.column % 128) / 8;
-  }
-};
-
-__device__ __forceinline__ void release(Shared& shared, int stage) {
+// The stage may be filled again, as far as this warp is concerned.
+__device__ __forceinline__ void release(Stage& stage) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   if constexpr (kCluster == 1) {
-    if (lane == 0) barrier_arrive(&shared.empty[stage]);
+    if (lane == 0) barrier_arrive(&stage.empty);
   } else {
-    if (lane < kCluster) barrier_arrive_at(&shared.empty[stage], static_cast<uint32_t>(lane));
+    if (lane < kCluster) barrier_arrive_at(&stage.empty, static_cast<uint32_t>(lane));
   }
 }
 
-// 64 rows of a tile into `sum`: of columns 8j to 8j+7, lane l has rows l/4 and l/4+8 and columns 2(l%4) and one more.
-__device__ __forceinline__ void sum_scaled(Shared& shared, Stage& stage, const Tile& tile, const float* b_scales,
-                                           int group, float (&sum)[BLOCK_N / 2]) {
-  const int row = group * 64 + static_cast<int>(threadIdx.x % 128) / 32 * 16 + static_cast<int>(threadIdx.x % 32) / 4;
-  const WeightScales scales(b_scales, tile);
-  float part[BLOCK_N / 2];
-  for (int k = 0; k < kBlocksK; ++k, stage.advance()) {
-    const int s = stage.index;
-    const float b0 = __ldg(scales.first + k);
-    const float b1 = WeightScales::kTwo ? __ldg(scales.second + k) : b0;
-    barrier_wait(&shared.full[s], stage.parity);
-    const float above = shared.scales[s][row], below = shared.scales[s][row + 8];
+// Of a stage, for this thread: row lane/4 and eight rows below, under the first and the second scale of the weights.
+struct Factors {
+  float above[2], below[2];
+};
 
-    const uint64_t a = matrix_descriptor(shared.rows[s] + group * 64 * kBlockBytes);
-    const uint64_t b = matrix_descriptor(shared.weights[s]);
-#pragma unroll
-    for (float& value : part) hold(value);
-    products_begin();
-#pragma unroll
-    for (int step = 0; step < kBlockBytes / 32; ++step) multiply(part, a + 2 * step, b + 2 * step, step > 0);
-    products_commit();
-#pragma unroll
-    for (float& value : part) hold(value);
-    products_wait<0>();
-    release(shared, s);
+// Reads stages in their order, for 64 rows. Products of a stage are begun, and go on while this thread does other
+// things: between the products of two stages should stand little more than adding them up.
+class Reader {
+ public:
+  __device__ __forceinline__ Reader(Shared& shared, Turn& turn, int group)
+      : shared_(shared),
+        turn_(turn),
+        group_(group),
+        row_(group * 64 + static_cast<int>(threadIdx.x % 128) / 32 * 16 + static_cast<int>(threadIdx.x % 32) / 4) {}
 
-    const float above0 = above * b0, below0 = below * b0, above1 = above * b1, below1 = below * b1;
+  // Waits until the next stage is there.
+  __device__ __forceinline__ void wait() {
+    Stage& stage = shared_.stages[turn_.index];
+    barrier_wait(&stage.full, turn_.parity);
+    a_ = matrix_descriptor(stage.rows + group_ * 64 * kBlockBytes);
+    b_ = matrix_descriptor(stage.weights);
+    if constexpr (kScaled) {
+      const float above = stage.scales[row_], below = stage.scales[row_ + 8];
 #pragma unroll
-    for (int j = 0; j < BLOCK_N / 8; ++j) {
-      const bool is_first = !WeightScales::kTwo || j < scales.of_first;
-      const float upper = is_first ? above0 : above1, lower = is_first ? below0 : below1;
-      sum[4 * j] += upper * part[4 * j];
-      sum[4 * j + 1] += upper * part[4 * j + 1];
-      sum[4 * j + 2] += lower * part[4 * j + 2];
-      sum[4 * j + 3] += lower * part[4 * j + 3];
+      for (int i = 0; i < (kTwoScales ? 2 : 1); ++i) {
+        factors_.above[i] = above * stage.weight_scales[i];
+        factors_.below[i] = below * stage.weight_scales[i];
+      }
     }
+    turn_.advance();
   }
-}
+  __device__ __forceinline__ const Factors& factors() const { return factors_; }
 
-__device__ __forceinline__ void sum_plain(Shared& shared, Stage& stage, int group, float (&sum)[BLOCK_N / 2]) {
-  int previous = -1;
-  for (int k = 0; k < kBlocksK; ++k, stage.advance()) {
-    const int s = stage.index;
-    barrier_wait(&shared.full[s], stage.parity);
-    const uint64_t a = matrix_descriptor(shared.rows[s] + group * 64 * kBlockBytes);
-    const uint64_t b = matrix_descriptor(shared.weights[s]);
+  // Begins the products of columns WAVE_N * wave and on of the stage that was waited for last, added to `sum` if they
+  // are not its `First`.
+  template <bool First>
+  __device__ __forceinline__ void begin(int wave, float (&sum)[WAVE_N / 2]) const {
+    const uint64_t b = b_ + wave * (WAVE_N * kBlockBytes / 16);
 #pragma unroll
     for (float& value : sum) hold(value);
     products_begin();
 #pragma unroll
-    for (int step = 0; step < kBlockBytes / 32; ++step) multiply(sum, a + 2 * step, b + 2 * step, k > 0 || step > 0);
+    for (int step = 0; step < kBlockBytes / 32; ++step) multiply(sum, a_ + 2 * step, b + 2 * step, !First || step > 0);
     products_commit();
+  }
+  // Waits for products that were begun, but the last `Outstanding`.
+  template <int Outstanding>
+  __device__ __forceinline__ void end(float (&sum)[WAVE_N / 2]) const {
+    products_wait<Outstanding>();
 #pragma unroll
     for (float& value : sum) hold(value);
-    products_wait<1>();
-    if (previous >= 0) release(shared, previous);
-    previous = s;
   }
-  products_wait<0>();
+  // Gives back the oldest stage: all its products have ended.
+  __device__ __forceinline__ void release_oldest() {
+    release(shared_.stages[oldest_.index]);
+    oldest_.advance();
+  }
+
+ private:
+  Shared& shared_;
+  Turn& turn_;
+  Turn oldest_ = turn_;
+  const int group_, row_;
+  uint64_t a_ = 0, b_ = 0;
+  Factors factors_ = {};
+};
+
+// Adds the products of a wave. Of columns 8j to 8j+7, lane l has rows l/4 and l/4+8 and columns 2(l%4) and one more.
+// `first_runs`: of kRun columns of the tile before the next multiple of 128.
+__device__ __forceinline__ void add(const float (&part)[WAVE_N / 2], const Factors& factors, int first_runs, int wave,
+                                    float (&sum)[BLOCK_N / 2]) {
 #pragma unroll
-  for (float& value : sum) hold(value);
-  release(shared, previous);
+  for (int j = 0; j < WAVE_N / 8; ++j) {
+    const bool is_first = !kTwoScales || (wave * WAVE_N + j * 8) / kRun < first_runs;
+    const float above = is_first ? factors.above[0] : factors.above[1];
+    const float below = is_first ? factors.below[0] : factors.below[1];
+    float* to = sum + wave * (WAVE_N / 2) + 4 * j;
+    to[0] += above * part[4 * j];
+    to[1] += above * part[4 * j + 1];
+    to[2] += below * part[4 * j + 2];
+    to[3] += below * part[4 * j + 3];
+  }
 }
 
-// A warp's 16 rows, through shared memory so that lanes write 16 bytes side by side.
-__device__ __forceinline__ void write_rows(uint8_t* buffer, const Tile& tile, int first, const float (&sum)[BLOCK_N / 2],
+__device__ __forceinline__ void sum_scaled(Shared& shared, Turn& turn, const Tile& tile, int group,
+                                           float (&sum)[BLOCK_N / 2]) {
+  const int first_runs = BLOCK_N % 128 == 0 ? 1 : (128 - tile.column % 128) / kRun;
+  Reader reader(shared, turn, group);
+#pragma unroll
+  for (float& value : sum) value = 0;
+  float part[WAVE_N / 2];
+  reader.wait();
+#pragma unroll 1
+  for (int k = 0; k < kBlocksK; ++k) {
+    const Reader now = reader;
+    now.begin<true>(0, part);
+    if (k + 1 < kBlocksK) reader.wait();
+#pragma unroll
+    for (int wave = 0; wave + 1 < kWaves; ++wave) {
+      now.end<0>(part);
+      add(part, now.factors(), first_runs, wave, sum);
+      now.begin<true>(wave + 1, part);
+    }
+    now.end<0>(part);
+    reader.release_oldest();
+    add(part, now.factors(), first_runs, kWaves - 1, sum);
+  }
+}
+
+template <int Values>
+__device__ __forceinline__ void sum_plain(Shared& shared, Turn& turn, int group, float (&sum)[Values]) {
+  Reader reader(shared, turn, group);
+  reader.wait();
+  reader.begin<true>(0, sum);
+#pragma unroll 1
+  for (int k = 1; k < kBlocksK; ++k) {
+    reader.wait();
+    reader.begin<false>(0, sum);
+    reader.end<1>(sum);
+    reader.release_oldest();
+  }
+  reader.end<0>(sum);
+  reader.release_oldest();
+}
+
+// A warp's 16 rows, through shared memory so that lanes write 16 bytes side by side: kPass columns at a time.
+__device__ __forceinline__ void write_rows(uint8_t* buffer, const Tile& tile, int first, const float* sum,
                                            uint16_t* d) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   uint8_t* own = buffer + (lane / 8 % 2 * 8 + lane % 8) * kResultPitch + lane / 16 * 16;
 #pragma unroll
-  for (int j = 0; j < BLOCK_N / 16; ++j) {
-    const float* v = sum + 8 * j;
-    store_tiles(own + j * 32, to_bf16_pair(v[0], v[1]), to_bf16_pair(v[2], v[3]), to_bf16_pair(v[4], v[5]),
-                to_bf16_pair(v[6], v[7]));
+  for (int begin = 0; begin < BLOCK_N; begin += kPass) {
+    const int columns = begin + kPass <= BLOCK_N ? kPass : BLOCK_N - begin, vectors = columns / 8;
+#pragma unroll
+    for (int j = 0; j < columns / 16; ++j) {
+      const float* v = sum + begin / 2 + 8 * j;
+      store_tiles(own + j * 32, to_bf16_pair(v[0], v[1]), to_bf16_pair(v[2], v[3]), to_bf16_pair(v[4], v[5]),
+                  to_bf16_pair(v[6], v[7]));
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = lane; i < 16 * vectors; i += 32) {
+      const int row = i / vectors, column = tile.column + begin + i % vectors * 8;
+      if (first + row >= tile.rows || column >= N) continue;
+      const uint4 value = *reinterpret_cast<const uint4*>(buffer + row * kResultPitch + i % vectors * 16);
+      store_16_bytes(d + (static_cast<long long>(tile.row) + first + row) * N + column, value);
+    }
+    __syncwarp();
   }
-  __syncwarp();
-  constexpr int kVectors = BLOCK_N / 8;  // of a row
-#pragma unroll 4
-  for (int i = lane; i < 16 * kVectors; i += 32) {
-    const int row = i / kVectors, column = tile.column + i % kVectors * 8;
-    if (first + row >= tile.rows || column >= N) continue;
-    const uint4 value = *reinterpret_cast<const uint4*>(buffer + row * kResultPitch + i % kVectors * 16);
-    store_16_bytes(d + (static_cast<long long>(tile.row) + first + row) * N + column, value);
-  }
-  __syncwarp();
 }
 
-__device__ void multiply_tiles(Shared& shared, Tiles tiles, const float* b_scales, uint16_t* d) {
-  const int group = static_cast<int>(threadIdx.x) / 128;
+template <bool IsScaled>
+__device__ void multiply_tiles(Shared& shared, Tiles tiles, uint16_t* d) {
+  const int group = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x) / 128, 0);
   const int first = static_cast<int>(threadIdx.x) / 32 * 16;  // row of this warp
-  Stage stage;
+  Turn turn;
   Tile tile;
   while (tiles.next(tile)) {
-    float sum[BLOCK_N / 2];
-    if constexpr (kScaled) {
-#pragma unroll
-      for (float& value : sum) value = 0;
-      sum_scaled(shared, stage, tile, b_scales, group, sum);
+    float sum[IsScaled ? BLOCK_N / 2 : WAVE_N / 2];
+    if constexpr (IsScaled) {
+      sum_scaled(shared, turn, tile, group, sum);
     } else {
-      sum_plain(shared, stage, group, sum);
+      sum_plain(shared, turn, group, sum);
     }
     write_rows(shared.results + first * kResultPitch, tile, first, sum, d);
   }
@@ -308,13 +380,13 @@ extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kT
     prefetch_map(&b);
     if constexpr (kScaled) prefetch_map(&a_scales);
     for (int s = 0; s < STAGES; ++s) {
-      barrier_init(&shared.full[s], 1);
-      barrier_init(&shared.empty[s], kCluster * kMathWarps);
+      barrier_init(&shared.stages[s].full, 1);
+      barrier_init(&shared.stages[s].empty, kCluster * kMathWarps);
     }
     fence_barrier_init();
   }
   if constexpr (kCluster > 1) {
-    cluster_sync();
+    cluster_meet();
   } else {
     __syncthreads();
   }
@@ -322,12 +394,12 @@ extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kT
   const Tiles tiles(m, block_rows, block_group);
   if (threadIdx.x >= kMathGroups * 128) {
     if constexpr (kMathGroups == 2) give_registers<40>();
-    if (threadIdx.x == kMathGroups * 128) fetch_tiles(shared, tiles, a, b, a_scales);
+    if (threadIdx.x < kMathGroups * 128 + 32 && is_elected()) fetch_tiles(shared, tiles, a, b, a_scales, b_scales);
     __syncwarp();
   } else {
     if constexpr (kMathGroups == 2) take_registers<232>();
-    multiply_tiles(shared, tiles, b_scales, d);
+    multiply_tiles<kScaled>(shared, tiles, d);
   }
   // Nobody leaves while the other block of its cluster may still write to it.
-  if constexpr (kCluster > 1) cluster_sync();
+  if constexpr (kCluster > 1) cluster_meet();
 }

@@ -32,13 +32,14 @@ __device__ __forceinline__ void barrier_arrive_expecting(uint64_t* barrier, uint
                : "memory");
 }
 
-// At the barrier in the same place of block `rank` of the cluster.
+// At the barrier in the same place of block `rank` of the cluster. Not ordered with memory beyond this block: wider
+// scopes cost a fence of all memory for each arrival, and what the barriers here guard is written by the copy engine.
 __device__ __forceinline__ void barrier_arrive_at(uint64_t* barrier, uint32_t rank) {
   asm volatile(
       "{\n"
       ".reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
       "}" ::"r"(shared_address(barrier)),
       "r"(rank)
       : "memory");
@@ -54,7 +55,7 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity)
       "{\n"
       ".reg .pred done;\n"
       "AGAIN:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1, 0x989680;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1, 0x989680;\n"
       "@done bra DONE;\n"
       "bra AGAIN;\n"
       "DONE:\n"
@@ -68,8 +69,35 @@ __device__ __forceinline__ void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
+// What blocks of the cluster wrote before is visible to all after.
 __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// Says nothing of memory.
+__device__ __forceinline__ void cluster_meet() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+// One lane of a warp that is whole. The compiler knows that it is one, and issues bulk copies without a loop.
+__device__ __forceinline__ bool is_elected() {
+  uint32_t elected;
+  asm volatile(
+      "{\n"
+      ".reg .pred chosen;\n"
+      "elect.sync _|chosen, 0xffffffff;\n"
+      "selp.b32 %0, 1, 0, chosen;\n"
+      "}"
+      : "=r"(elected));
+  return elected != 0;
+}
+
+// -- Barriers of two warpgroups, by number
+
+__device__ __forceinline__ void group_barrier_wait(int barrier) {
+  asm volatile("bar.sync %0, 256;" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void group_barrier_arrive(int barrier) {
+  asm volatile("bar.arrive %0, 256;" ::"r"(barrier) : "memory");
 }
 
 // -- Bulk tensor copies
@@ -102,7 +130,7 @@ __device__ __forceinline__ void copy_box_to(void* to, const TensorMap* map, uint
 // Of a tile whose rows are 128 bytes, swizzled by the copy engine: eight rows are 1024 bytes, aligned to that.
 __device__ __forceinline__ uint64_t matrix_descriptor(const void* tile) {
   constexpr uint64_t kEightRowsBytes = 1024, kSwizzle128 = 1;
-  return static_cast<uint64_t>((shared_address(tile) & 0x3ffff) >> 4) | (kEightRowsBytes >> 4) << 32 |
+  return static_cast<uint64_t>(shared_address(tile) >> 4) | (kEightRowsBytes >> 4) << 32 |
          kSwizzle128 << 62;
 }
 

@@ -161,7 +161,7 @@ extern "C" __global__ void __cluster_dims__(SPLIT, 1, 1) __launch_bounds__(kThre
   const int first_token = static_cast<int>(blockIdx.y) * TOKENS;
   const Range range = range_of(rank);
   if (threadIdx.x >= kMathThreads) {
-    if (threadIdx.x == kMathThreads) fetch_strip(shared, range, strip, first_token, a, b, a_scales);
+    if (is_elected()) fetch_strip(shared, range, strip, first_token, a, b, a_scales);
     __syncwarp();
   } else {
     float sum[TOKENS / 2];
@@ -183,5 +183,5 @@ extern "C" __global__ void __cluster_dims__(SPLIT, 1, 1) __launch_bounds__(kThre
     __syncthreads();
   }
   if (threadIdx.x < kMathThreads) write_share(shared, rank, strip, first_token, m, d);
-  if constexpr (SPLIT > 1) cluster_sync();  // nobody leaves while others read its sums
+  if constexpr (SPLIT > 1) cluster_meet();  // nobody leaves while others read its sums
 }

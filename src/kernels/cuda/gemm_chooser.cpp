@@ -106,9 +106,9 @@ int stages_that_fit(const GemmShape& shape, Config config, int64_t bytes, int mo
 // more than the noise, so they are left out.
 struct Widths {
   int block_m;
-  std::array<int, 4> block_n;
+  std::array<int, 3> block_n;
 };
-constexpr Widths kWidths[] = {{64, {32, 64, 128, 192}}, {128, {128, 160, 192, 256}}};
+constexpr Widths kWidths[] = {{64, {32, 64, 128}}, {128, {128, 192, 256}}};
 
 void add_wide(const DeviceModel& device, const GemmShape& shape, std::vector<GemmKernel>& kernels) {
   for (const Widths& widths : kWidths)

@@ -4,10 +4,11 @@
 
 namespace plait {
 
-StepLimits step_limits(const ParallelConfig& parallel, int64_t max_running_requests, int64_t chunked_prefill_tokens) {
-  const auto largest_share = [&](int64_t total) { return data_parallel_limit(total, 0, parallel.attn_dp_size()); };
-  return {.decode = {.requests_per_rank = largest_share(max_running_requests)},
-          .prefill_tokens = largest_share(chunked_prefill_tokens)};
+StepLimits step_limits(const ParallelConfig& parallel, int64_t max_running_requests, int64_t chunked_prefill_tokens,
+                       int dp) {
+  const auto share = [&](int64_t total) { return data_parallel_limit(total, dp, parallel.attn_dp_size()); };
+  return {.decode = {.requests_per_rank = share(max_running_requests)},
+          .prefill_tokens = share(chunked_prefill_tokens)};
 }
 
 bool uses_exchange(const ModelFacts& facts, const ParallelConfig& parallel) {
@@ -32,6 +33,20 @@ Result<comm::ExpertExchangeOptions> exchange_options(const ModelFacts& facts, co
   options.capacity_tokens = (rows + multiple - 1) / multiple * multiple;
   PLAIT_RETURN_IF_ERROR(comm::check_capacity(options, decode));
   return options;
+}
+
+comm::ExchangeForm exchange_form(DeepepMode mode, int64_t low_latency_tokens, std::span<const int64_t> padded_rows,
+                                 bool any_prefill) {
+  switch (mode) {
+    case DeepepMode::kNormal:
+      return comm::ExchangeForm::kNormal;
+    case DeepepMode::kLowLatency:
+      return comm::ExchangeForm::kLowLatency;
+    case DeepepMode::kAuto:
+      break;
+  }
+  const bool fits = *std::max_element(padded_rows.begin(), padded_rows.end()) <= low_latency_tokens;
+  return fits && !any_prefill ? comm::ExchangeForm::kLowLatency : comm::ExchangeForm::kNormal;
 }
 
 }  // namespace plait

@@ -9,8 +9,8 @@
 #include "base/assert.h"
 #include "base/launch_region.h"
 #include "base/thread_pool.h"
+#include "engine/agreed_rows.h"
 #include "engine/engine_setup.h"
-#include "layout/planner.h"
 #include "model/model_facts.h"
 #include "topology/rules.h"
 
@@ -70,13 +70,9 @@ Result<std::unique_ptr<RankTeam>> RankTeam::create(const ModelConfig& config, co
   ModelFacts facts = model_facts(config);
   facts.activation_bytes = sizeof(float);  // as CPU ranks keep and exchange them
   facts.cache_bytes = size_of(models.front()->kv_spec().components.front().dtype);
-  for (const bool context_parallel : {false, true}) {
-    if (context_parallel && options.parallel.attn_cp_size == 1) continue;
-    const StepForm form{.context_parallel = context_parallel};
-    PLAIT_ASSIGN_OR_RETURN(Plan plan, make_plan(team->topology_, facts, form));
-    if (options.replan) plan = options.replan(std::move(plan));
-    team->programs_.push_back(make_program(std::move(plan)));
-  }
+  PLAIT_ASSIGN_OR_RETURN(std::vector<Plan> plans, make_step_plans(team->topology_, facts));
+  for (Plan& plan : plans)
+    team->programs_.push_back(make_program(options.replan ? options.replan(std::move(plan)) : std::move(plan)));
   const comm::Node& here = team->world_->nodes()[static_cast<size_t>(team->world_->this_node())];
   PLAIT_ASSERT(std::ssize(models) == here.ranks, "a model for each rank of this process");
   for (int i = 0; i < here.ranks; ++i)
@@ -149,21 +145,6 @@ Status RankTeam::add_exchange(Rank& rank) {
   low_latency_tokens_ = wanted.capacity_tokens;
   PLAIT_ASSIGN_OR_RETURN(rank.exchange, comm::ExpertExchange::make(wanted, rank.groups.at(experts.bits())));
   return {};
-}
-
-// The low-latency form for decoding, where every rank's rows fit it: a function of agreed counts alone.
-comm::ExchangeForm RankTeam::exchange_form(const StepRows& rows, bool any_prefill) const {
-  switch (options_.parallel.deepep_mode) {
-    case DeepepMode::kNormal:
-      return comm::ExchangeForm::kNormal;
-    case DeepepMode::kLowLatency:
-      return comm::ExchangeForm::kLowLatency;
-    case DeepepMode::kAuto:
-      break;
-  }
-  const int64_t most = *std::max_element(rows.padded_rows.begin(), rows.padded_rows.end());
-  const bool fits = most <= low_latency_tokens_;
-  return fits && !any_prefill ? comm::ExchangeForm::kLowLatency : comm::ExchangeForm::kNormal;
 }
 
 RankTeam::Program RankTeam::make_program(Plan plan) {
@@ -329,15 +310,15 @@ void RankTeam::prepare(Launch& launch, std::span<const Step* const> of_dp_ranks)
   }
   const bool empty = std::all_of(rows.begin(), rows.end(), [](int64_t count) { return count == 0; });
   launch.busy = empty ? 0 : static_cast<int>(ranks_.size());
-  launch.program = &programs_[uses_context_parallel(options_.parallel, rows) ? 1 : 0];
-  const RowAlignment alignment = launch.program->plan.alignment();
-  const PaddingMode mode = options_.padding.value_or(choose_padding_mode(rows, alignment, any_prefill, false));
+  launch.program = &programs_[plan_of_step(options_.parallel, rows)];
   launch.padded.clear();
   for (const Step* step : of_dp_ranks) launch.padded.push_back(*step);
   AgreedStep& agreed = launch.step;
   agreed.page_tokens = page_tokens_;
-  agreed.rows = pad_rows(std::move(rows), alignment, mode);
-  agreed.logit_rows = pad_rows(std::move(logit_rows), {.shards = alignment.shards}, mode);
+  AgreedRows agreed_rows =
+      agree_rows(launch.program->plan, std::move(rows), std::move(logit_rows), any_prefill, options_.padding);
+  agreed.rows = std::move(agreed_rows.tokens);
+  agreed.logit_rows = std::move(agreed_rows.logits);
   for (size_t dp = 0; dp < launch.padded.size(); ++dp) {
     launch.padded[dp].true_rows = agreed.rows.true_rows;
     launch.padded[dp].padded_rows = agreed.rows.padded_rows;
@@ -345,7 +326,8 @@ void RankTeam::prepare(Launch& launch, std::span<const Step* const> of_dp_ranks)
     launch.padded[dp].positions.resize(agreed.rows.padded_rows[dp], 0);
   }
   agreed.of_dp_ranks = launch.padded;
-  agreed.exchange_form = exchange_form(agreed.rows, any_prefill);
+  agreed.exchange_form =
+      exchange_form(options_.parallel.deepep_mode, low_latency_tokens_, agreed.rows.padded_rows, any_prefill);
 }
 
 Status RankTeam::collect() {

@@ -132,7 +132,6 @@ class RankTeam {
     int choosing = 0;                          // data-parallel ranks here that have yet to choose
     int busy = 0;                              // ranks
   };
-  comm::ExchangeForm exchange_form(const StepRows& rows, bool any_prefill) const;
   void prepare(Launch& launch, std::span<const Step* const> of_dp_ranks);
   Launch& launch_of(uint64_t number) { return launches_[number % launches_.size()]; }
   const Launch& launch_of(uint64_t number) const { return launches_[number % launches_.size()]; }

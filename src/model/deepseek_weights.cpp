@@ -3,6 +3,7 @@
 #include <mutex>
 #include <numeric>
 
+#include "model/shard_shapes.h"
 #include "tensor/weight_source.h"
 
 namespace plait {
@@ -140,7 +141,10 @@ class Packer {
 class RequestBuilder {
  public:
   RequestBuilder(const ModelConfig& config, const ModelOptions& options)
-      : config_(config), shard_(options.shard), packer_(std::make_shared<Packer>(config, options)) {}
+      : config_(config),
+        shard_(options.shard),
+        shapes_(shard_shapes(config, options.shard)),
+        packer_(std::make_shared<Packer>(config, options)) {}
 
   void model(DeepseekWeights& weights) {
     vocabulary(weights);
@@ -161,7 +165,7 @@ class RequestBuilder {
 
   void vocabulary(DeepseekWeights& weights) {
     const int64_t vocab = config_.vocab_size, hidden = config_.hidden_size;
-    const Range ids = shard_.embedding.of(vocab), outputs = shard_.head.of(vocab);
+    const Range ids = shard_.embedding.of(vocab), outputs = shapes_.head_ids;
     const bool embeds = shard_.is_first_stage(), heads = shard_.is_last_stage(config_.num_hidden_layers);
     const bool tied = config_.tie_word_embeddings;
     weights.embedding_ids = ids;
@@ -179,7 +183,7 @@ class RequestBuilder {
     if (tied)
       expect(outputs.size() * hidden, packer_->announced_format(false));
     else
-      part("lm_head.weight", {vocab, hidden}, rows_of(outputs), weights.lm_head, {outputs.size(), hidden}, 0, false);
+      part("lm_head.weight", {vocab, hidden}, rows_of(outputs), weights.lm_head, shapes_.lm_head, 0, false);
     floats("model.norm.weight", weights.final_norm, {hidden});
   }
 
@@ -191,27 +195,26 @@ class RequestBuilder {
     if (config_.layer_has_experts(index))
       experts(prefix + "mlp.", weights.moe);
     else
-      feed_forward(prefix + "mlp.", weights.dense, config_.intermediate_size, shard_.dense_width);
+      feed_forward(prefix + "mlp.", weights.dense, config_.intermediate_size, shapes_.dense);
   }
 
   void attention(const std::string& prefix, MlaWeights& weights) {
     const int64_t hidden = config_.hidden_size, all_heads = config_.num_attention_heads, latent = config_.kv_lora_rank;
-    const Range heads = shard_.heads.of(all_heads);
+    const AttentionShapes& shapes = shapes_.attention;
+    const Range heads = shapes.heads;
     const auto of_heads = [&](int64_t per_head) { return Range{heads.begin * per_head, heads.end * per_head}; };
     const int64_t qk = config_.qk_head_dim(), kv = config_.qk_nope_head_dim + config_.v_head_dim;
-    const int64_t latent_begin = config_.q_lora_rank.value_or(heads.size() * qk);
-    const MatrixShape stacked{latent_begin + latent + config_.qk_rope_head_dim, hidden};
     if (config_.q_lora_rank) {
       const int64_t rank = *config_.q_lora_rank;
-      part(prefix + "q_a_proj.weight", {rank, hidden}, {}, weights.query_latent, stacked, 0);
+      part(prefix + "q_a_proj.weight", {rank, hidden}, {}, weights.query_latent, shapes.query_latent, 0);
       floats(prefix + "q_a_layernorm.weight", weights.q_a_norm, {rank});
-      part(prefix + "q_b_proj.weight", {all_heads * qk, rank}, rows_of(of_heads(qk)), weights.q_b,
-           {heads.size() * qk, rank}, 0);
+      part(prefix + "q_b_proj.weight", {all_heads * qk, rank}, rows_of(of_heads(qk)), weights.q_b, shapes.q_b, 0);
     } else {
-      part(prefix + "q_proj.weight", {all_heads * qk, hidden}, rows_of(of_heads(qk)), weights.query_latent, stacked, 0);
+      part(prefix + "q_proj.weight", {all_heads * qk, hidden}, rows_of(of_heads(qk)), weights.query_latent,
+           shapes.query_latent, 0);
     }
     part(prefix + "kv_a_proj_with_mqa.weight", {latent + config_.qk_rope_head_dim, hidden}, {}, weights.query_latent,
-         stacked, latent_begin);
+         shapes.query_latent, shapes.query_rows);
     floats(prefix + "kv_a_layernorm.weight", weights.kv_a_norm, {latent});
 
     weights.w_uk.resize(heads.size());
@@ -224,9 +227,8 @@ class RequestBuilder {
     expect(heads.size() * kv * latent, format);
     expect(heads.size() * kv * latent, packer_->absorbed_format(format));
 
-    const Range values = of_heads(config_.v_head_dim);
-    part(prefix + "o_proj.weight", {hidden, all_heads * config_.v_head_dim}, cols_of(values), weights.o,
-         {hidden, values.size()}, 0);
+    part(prefix + "o_proj.weight", {hidden, all_heads * config_.v_head_dim}, cols_of(of_heads(config_.v_head_dim)),
+         weights.o, shapes.o, 0);
   }
 
   void experts(const std::string& prefix, MoeWeights& weights) {
@@ -235,8 +237,8 @@ class RequestBuilder {
     if (config_.gate.method == GateMethod::kNoAuxTc)
       floats(prefix + "gate.e_score_correction_bias", weights.correction_bias, {count});
     if (config_.n_shared_experts > 0)
-      feed_forward(prefix + "shared_experts.", weights.shared, config_.n_shared_experts * width, shard_.shared_width);
-    const Range local = shard_.experts.of(count);
+      feed_forward(prefix + "shared_experts.", weights.shared, config_.n_shared_experts * width, shapes_.shared);
+    const Range local = shapes_.experts;
     weights.first_expert = static_cast<int32_t>(local.begin);
     weights.experts.resize(local.size());
     const bool mine = mine_;
@@ -244,28 +246,25 @@ class RequestBuilder {
     for (int64_t expert = 0; expert < count; ++expert) {
       mine_ = mine && local.contains(expert);
       feed_forward(prefix + fmt::format("experts.{}.", expert),
-                   mine_ ? weights.experts[expert - local.begin] : elsewhere, width, shard_.expert_width);
+                   mine_ ? weights.experts[expert - local.begin] : elsewhere, width, shapes_.expert);
     }
     mine_ = mine;
   }
 
-  void feed_forward(const std::string& prefix, FeedForwardWeights& weights, int64_t width, ShardPart part_of_width) {
+  void feed_forward(const std::string& prefix, FeedForwardWeights& weights, int64_t width,
+                    const FeedForwardShapes& shapes) {
     const int64_t hidden = config_.hidden_size;
-    const Range local = part_of_width.of(width, config_.fp8_block.value_or(1));
+    const Range local = shapes.width;
     const bool mine = mine_;
     mine_ = mine && local.size() > 0;
-    const MatrixShape gate_up{2 * local.size(), hidden};
-    part(prefix + "gate_proj.weight", {width, hidden}, rows_of(local), weights.gate_up, gate_up, 0);
-    part(prefix + "up_proj.weight", {width, hidden}, rows_of(local), weights.gate_up, gate_up, local.size());
-    part(prefix + "down_proj.weight", {hidden, width}, cols_of(local), weights.down, {hidden, local.size()}, 0);
+    part(prefix + "gate_proj.weight", {width, hidden}, rows_of(local), weights.gate_up, shapes.gate_up, 0);
+    part(prefix + "up_proj.weight", {width, hidden}, rows_of(local), weights.gate_up, shapes.gate_up, local.size());
+    part(prefix + "down_proj.weight", {hidden, width}, cols_of(local), weights.down, shapes.down, 0);
     mine_ = mine;
   }
 
   // -- Kinds of targets --
 
-  struct MatrixShape {
-    int64_t out, in;
-  };
   // The rectangle of a stored matrix that is local; an empty range: all.
   struct Cut {
     Range rows, cols;
@@ -311,6 +310,7 @@ class RequestBuilder {
 
   const ModelConfig& config_;
   const ModelShard shard_;
+  const ShardShapes shapes_;
   std::shared_ptr<Packer> packer_;
   bool mine_ = true;  // whether the shard holds a part of what is being listed
   DeepseekRequests result_;

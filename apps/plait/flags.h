@@ -62,6 +62,7 @@ struct FlagWords {
   std::string deepep_mode = "auto";
   std::string cp_strategy;
   std::string plan_step = "prefill";
+  std::string disaggregation_mode = "null";
   std::string load_balance_method = "auto";
 };
 

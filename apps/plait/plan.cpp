@@ -7,6 +7,7 @@
 #include "layout/plan_print.h"
 #include "layout/planner.h"
 #include "model/model_facts.h"
+#include "plan_kernels.h"
 #include "topology/rules.h"
 
 namespace plait::app {
@@ -39,6 +40,7 @@ Status plan(const Settings& settings) {
   for (const RuleFinding& finding : verdict.findings)
     fmt::print(stderr, "{}: {} ({})\n", finding.refused ? "refused" : "forced", finding.explanation, finding.rule);
   if (!verdict.accepted()) return invalid("the parallel flags do not go together");
+  if (settings.plan.kernels) return print_kernels(config, verdict.config, settings);
   PLAIT_ASSIGN_OR_RETURN(const Plan made,
                          make_plan(Topology(verdict.config), facts, form_of(settings.plan, verdict.config)));
   fmt::print("{}{}", settings.plan.json ? to_json(made) : to_text(made), settings.plan.json ? "\n" : "");

@@ -65,6 +65,13 @@ void add_parallel_flags(std::vector<Flag>& flags, Settings& settings, FlagWords&
       {kPlan, kPlanGroup, "--step", &words.plan_step, "kind of step", Words{{"prefill", "decode"}}},
       {kPlan, kPlanGroup, "--tokens", &plan.tokens,
        "rows of each data-parallel rank; 0: 2048 for prefill, 64 for decode", IntegerRange{0, 1 << 24}},
+      {kPlan, kPlanGroup, "--kernels", &plan.kernels,
+       "the kernels that each rank can run on a GPU, instead of what ranks exchange", kAnything},
+      {kPlan, kPlanGroup, "--device", &plan.device, "with --kernels: the GPU, h200 or another one that is known",
+       kAnything},
+      {kPlan, kPlanGroup, "--arch", &plan.architecture, "with --kernels: what they are compiled for", kAnything},
+      {kPlan, kPlanGroup, "--disaggregation-mode", &words.disaggregation_mode,
+       "with --kernels: a node that only reads prompts, or only decodes", Words{{"null", "prefill", "decode"}}},
       {kPlan, kPlanGroup, "--json", &plan.json, "print JSON", kAnything},
       {kPlan, kPlanGroup, "--svg", &plan.svg, "also draw the plan into this file", kAnything},
   };
@@ -85,6 +92,7 @@ Status interpret_parallel(const FlagWords& words, Settings& settings) {
   if (words.load_balance_method == "round_robin") balance = LoadBalance::kRoundRobin;
   if (words.load_balance_method == "total_tokens") balance = LoadBalance::kTotalTokens;
   settings.plan.decode = words.plan_step == "decode";
+  PLAIT_ASSIGN_OR_RETURN(settings.plan.disaggregation_mode, parse_disaggregation_mode(words.disaggregation_mode));
   return {};
 }
 

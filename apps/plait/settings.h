@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "bench/bench.h"
+#include "engine/rank_calls.h"
 #include "server/serve.h"
 #include "topology/parallel_config.h"
 
@@ -28,7 +29,11 @@ struct PlanOptions {
   bool json = false;
   std::string svg;  // file to write
   bool decode = false;
-  int64_t tokens = 0;  // of a data-parallel rank; 0: usual for the step
+  int64_t tokens = 0;    // of a data-parallel rank; 0: usual for the step
+  bool kernels = false;  // instead of the exchange
+  std::string device = "h200";
+  std::string architecture = "sm_90a";
+  DisaggregationMode disaggregation_mode = DisaggregationMode::kNull;
 };
 
 struct Settings {

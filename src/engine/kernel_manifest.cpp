@@ -29,15 +29,38 @@ std::optional<std::pair<int64_t, int64_t>> reachable_between(const ReachableRows
   return std::pair(first, last);
 }
 
-// "prefill 1-2048 rows, decode 1-256 rows"; empty if none of [low, high] can come.
-std::string describe_rows(const RankCall& call, int64_t low, int64_t high) {
+using RowRanges = std::vector<std::pair<int64_t, int64_t>>;
+
+// "1-8, 24"; what touches or overlaps is one range.
+std::string describe(RowRanges ranges) {
+  std::ranges::sort(ranges);
+  RowRanges merged;
+  for (const auto& [first, last] : ranges) {
+    if (merged.empty() || first > merged.back().second + 1)
+      merged.emplace_back(first, last);
+    else
+      merged.back().second = std::max(merged.back().second, last);
+  }
+  std::vector<std::string> parts;
+  for (const auto& [first, last] : merged)
+    parts.push_back(first == last ? fmt::to_string(first) : fmt::format("{}-{}", first, last));
+  return fmt::format("{}", fmt::join(parts, ", "));
+}
+
+// "prefill 1-2048 rows, decode 1-256 rows": those of `within` that can come; empty if none can.
+std::string describe_rows(const RankCall& call, const RowRanges& within) {
   const auto* gemm = std::get_if<GemmShape>(&call.operation);
   const char* unit = gemm && gemm->rows == cuda::GemmRows::kMasked ? "rows a group" : "rows";
   std::vector<std::string> parts;
-  for (const ReachableRows& rows : call.rows)
-    if (const auto range = reachable_between(rows, low, high))
-      parts.push_back(fmt::format("{} {}{} {}", rows.decode ? "decode" : "prefill", range->first,
-                                  range->first == range->second ? "" : fmt::format("-{}", range->second), unit));
+  for (const bool decode : {false, true}) {
+    RowRanges ranges;
+    for (const ReachableRows& rows : call.rows)
+      for (const auto& [low, high] : within)
+        if (const auto range = reachable_between(rows, low, high); range && rows.decode == decode)
+          ranges.push_back(*range);
+    if (!ranges.empty())
+      parts.push_back(fmt::format("{} {} {}", decode ? "decode" : "prefill", describe(ranges), unit));
+  }
   return fmt::format("{}", fmt::join(parts, ", "));
 }
 
@@ -61,9 +84,15 @@ class ManifestBuilder {
     int64_t most = 0;
     for (const ReachableRows& rows : call.rows) most = std::max(most, rows.last);
     if (const auto* shape = std::get_if<QuantizeShape>(&call.operation))
-      return add(call, *shape, describe_rows(call, 1, most));
-    for (const cuda::GemmChoice& choice : gemm_choices(device_, std::get<GemmShape>(call.operation), most))
-      add(call, choice.kernel, describe_rows(call, choice.first_rows, choice.last_rows));
+      return add(call, *shape, describe_rows(call, {{1, most}}));
+    // A kernel may be the answer for several ranges.
+    std::vector<std::pair<GemmKernel, RowRanges>> chosen;
+    for (const cuda::GemmChoice& choice : gemm_choices(device_, std::get<GemmShape>(call.operation), most)) {
+      auto known = std::ranges::find(chosen, choice.kernel, [](const auto& each) { return each.first; });
+      if (known == chosen.end()) known = chosen.insert(known, {choice.kernel, {}});
+      known->second.emplace_back(choice.first_rows, choice.last_rows);
+    }
+    for (const auto& [kernel, ranges] : chosen) add(call, kernel, describe_rows(call, ranges));
   }
 
   jit::KernelManifest take() {

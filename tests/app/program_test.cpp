@@ -192,6 +192,42 @@ TEST(Program, PlansParallelRanks) {
   EXPECT_EQ(boost::json::parse(json.out).as_object().at("flags"), "--tp-size 2");
 }
 
+TEST(Program, ListsTheKernelsOfAPlan) {
+  const std::string command = "plan --kernels --model-path " + kSource + "/models/demo-fp8 --pp-size 2 ";
+  const Outcome text = plait(command + "--max-running-requests 8 --chunked-prefill-size 64");
+  EXPECT_EQ(text.status, 0) << text.error;
+  EXPECT_THAT(text.out, HasSubstr("h200 (132 multiprocessors), sm_90a; up to 64 prompt tokens and 8 requests in a step"));
+  EXPECT_THAT(text.out, HasSubstr("rank 0 (stage 0): "));
+  EXPECT_THAT(text.out, HasSubstr("layer 0 dense.gate_up: prefill 1-"));
+  EXPECT_THAT(text.out, HasSubstr("lm_head: prefill 1-"));
+
+  // A node that decodes needs fewer; what all ranks need is no more than the sum of what each does.
+  const auto kernels = [&](const std::string& flags) {
+    const Outcome json = plait(command + "--json --device h20 " + flags);
+    EXPECT_EQ(json.status, 0) << json.error;
+    const auto document = boost::json::parse(json.out).as_object();
+    EXPECT_EQ(document.at("device"), "h20");
+    size_t sum = 0;
+    for (const auto& group : document.at("groups").as_array()) {
+      for (const auto& kernel : group.at("kernels").as_array()) EXPECT_FALSE(kernel.at("calls").as_array().empty());
+      sum += group.at("kernels").as_array().size();
+    }
+    const auto all = document.at("kernels").to_number<size_t>();
+    EXPECT_LE(all, sum);
+    return all;
+  };
+  EXPECT_LT(kernels("--disaggregation-mode decode"), kernels(""));
+
+  const auto refused = [&](const std::string& flags) {
+    const Outcome outcome = plait(command + flags);
+    EXPECT_EQ(outcome.status, 1);
+    return outcome.error;
+  };
+  EXPECT_THAT(refused("--device b200"), HasSubstr("--device: no device 'b200' is known; there are: h200, "));
+  EXPECT_THAT(refused("--arch sm_80"), HasSubstr("no kernels for 'sm_80'; there are for: sm_90a"));
+  EXPECT_THAT(refused("--svg plan.svg"), HasSubstr("leave --kernels out"));
+}
+
 TEST(Program, SaysWhyParallelFlagsDoNotGoTogether) {
   const std::string flags = " --model-path " + kSource + "/models/demo --tp-size 3 --attn-cp-size 2";
   const Outcome plan = plait("plan" + flags), check = plait("check" + flags);

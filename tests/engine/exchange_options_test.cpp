@@ -28,6 +28,18 @@ TEST(ExchangeOptions, SharesOutLimitsOfAllRanks) {
   EXPECT_EQ(limits.decode.requests_per_rank, 2) << "6 requests on 4 ranks";
   EXPECT_EQ(limits.prefill_tokens, 250);
   EXPECT_EQ(step_limits(ranks(8, 4, DeepepMode::kAuto), 1, 1).decode.requests_per_rank, 1);
+  EXPECT_EQ(step_limits(ranks(8, 4, DeepepMode::kAuto), 6, 1000, /*dp=*/2).decode.requests_per_rank, 1);
+  EXPECT_EQ(step_limits(ranks(8, 4, DeepepMode::kAuto), 6, 1001, /*dp=*/1).prefill_tokens, 250);
+}
+
+TEST(ExchangeOptions, TheFormIsAFunctionOfAgreedCounts) {
+  using comm::ExchangeForm;
+  const std::vector<int64_t> rows = {8, 0, 16};
+  EXPECT_EQ(exchange_form(DeepepMode::kAuto, 16, rows, /*any_prefill=*/false), ExchangeForm::kLowLatency);
+  EXPECT_EQ(exchange_form(DeepepMode::kAuto, 16, rows, /*any_prefill=*/true), ExchangeForm::kNormal);
+  EXPECT_EQ(exchange_form(DeepepMode::kAuto, 15, rows, /*any_prefill=*/false), ExchangeForm::kNormal);
+  EXPECT_EQ(exchange_form(DeepepMode::kNormal, 16, rows, /*any_prefill=*/false), ExchangeForm::kNormal);
+  EXPECT_EQ(exchange_form(DeepepMode::kLowLatency, 16, rows, /*any_prefill=*/true), ExchangeForm::kLowLatency);
 }
 
 // Every step that can come fits, with its padding; also with drafts, and prefills where there is no other form.

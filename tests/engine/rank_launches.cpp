@@ -58,7 +58,8 @@ std::vector<int64_t> random_routing(std::mt19937& random, int64_t tokens, int64_
       }
     return counts;
   }
-  // No expert gets more rows than there are tokens, and all together no more than are chosen: any such counts can be.
+  // No expert gets more rows than there are tokens; all together no more than are chosen, and no less than what finds
+  // no place elsewhere: any such counts can be.
   int64_t left = tokens * std::min(choices, local);
   const bool one_over = uniform(random, 0, 3) == 0;  // each last block has one row
   const double share = std::uniform_real_distribution<double>(0, 2)(random);
@@ -69,6 +70,13 @@ std::vector<int64_t> random_routing(std::mt19937& random, int64_t tokens, int64_
     count = std::min(count, left);
     counts[static_cast<size_t>(expert)] = count;
     left -= count;
+  }
+  const int64_t fewest = tokens * std::max<int64_t>(choices - (experts - local), 0);
+  int64_t missing = fewest - std::reduce(counts.begin(), counts.end());
+  for (int64_t& count : counts) {
+    const int64_t more = std::clamp<int64_t>(missing, 0, tokens - count);
+    count += more;
+    missing -= more;
   }
   return counts;
 }

@@ -196,7 +196,8 @@ TEST(Program, ListsTheKernelsOfAPlan) {
   const std::string command = "plan --kernels --model-path " + kSource + "/models/demo-fp8 --pp-size 2 ";
   const Outcome text = plait(command + "--max-running-requests 8 --chunked-prefill-size 64");
   EXPECT_EQ(text.status, 0) << text.error;
-  EXPECT_THAT(text.out, HasSubstr("h200 (132 multiprocessors), sm_90a; up to 64 prompt tokens and 8 requests in a step"));
+  EXPECT_THAT(text.out,
+              HasSubstr("h200 (132 multiprocessors), sm_90a; up to 64 prompt tokens and 8 requests in a step"));
   EXPECT_THAT(text.out, HasSubstr("rank 0 (stage 0): "));
   EXPECT_THAT(text.out, HasSubstr("layer 0 dense.gate_up: prefill 1-"));
   EXPECT_THAT(text.out, HasSubstr("lm_head: prefill 1-"));

@@ -117,8 +117,9 @@ Step LaunchingRank::random_step(int dp, bool decode, std::mt19937& random) const
   if (decode || limits_.mode == DisaggregationMode::kDecode) return std::move(builder).build();
   int64_t left = std::max<int64_t>(share(limits_.chunked_prefill_tokens) - decoding, 1);
   int64_t logprobs = uniform(random, 0, 3) == 0 ? share(limits_.prompt_logprob_rows) : 0;
+  const bool fair = uniform(random, 0, 2) == 0;  // none takes the room of those after it
   for (int64_t prompt = any_up_to(random, requests - decoding); prompt > 0 && left > 0; --prompt) {
-    const int64_t rows = std::max<int64_t>(any_up_to(random, left), 1);
+    const int64_t rows = std::max<int64_t>(any_up_to(random, fair ? left / prompt : left), 1);
     const int64_t wanted = std::min(rows, 1 + any_up_to(random, logprobs));
     logprobs -= wanted - 1;
     const int64_t cached = any_up_to(random, 100000);

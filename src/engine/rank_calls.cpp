@@ -3,6 +3,7 @@
 #include <map>
 
 #include "base/assert.h"
+#include "base/round.h"
 #include "engine/agreed_rows.h"
 #include "engine/engine_setup.h"
 #include "engine/exchange_options.h"
@@ -25,13 +26,6 @@ constexpr const char* kModeNames[] = {"null", "prefill", "decode"};
 constexpr const char* kMatrixNames[] = {"attention.query_latent", "attention.q_b", "attention.kv_b", "attention.o",
                                         "dense.gate_up",          "dense.down",    "shared.gate_up", "shared.down",
                                         "experts.gate_up",        "experts.down",  "lm_head"};
-
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-int64_t round_up(int64_t value, int64_t multiple) {
-  return ceil_div(value, multiple) * multiple;
-}
 
 // Rows of one data-parallel rank in the largest step of a kind.
 struct DpRows {

@@ -14,6 +14,7 @@
 
 #include <fmt/format.h>
 
+#include "base/round.h"
 #include "jit/nvrtc.h"
 #include "kernels/cuda/gemm_chooser.h"
 #include "tensor/dtype.h"
@@ -30,10 +31,6 @@ struct Case {
   int64_t m = 0;     // rows in all (kMasked: of a group's room)
   int64_t each = 0;  // kContiguous, kMasked: mean rows of a group
 };
-
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 struct Operands {
   DeviceBuffer a, b, a_scales, b_scales, d, counts, groups;

@@ -5,13 +5,10 @@
 #include <cmath>
 
 #include "base/assert.h"
+#include "base/round.h"
 
 namespace plait::cuda {
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 // -- The model. Its constants were fitted to 978 times of an H200 (docs/kernels.md); what differs between devices is in
 // the DeviceModel.
@@ -174,11 +171,11 @@ std::vector<GemmChoice> gemm_choices(const DeviceModel& device, const GemmShape&
   std::vector<GemmChoice> choices;
   for (int64_t first = 1; first <= most_rows;) {
     const int64_t last = std::min(rows_class(first), most_rows);
-    GemmKernel kernel = choose_gemm(device, shape, first);
+    const GemmKernel kernel = choose_gemm(device, shape, first);
     if (!choices.empty() && choices.back().kernel == kernel)
       choices.back().last_rows = last;
     else
-      choices.push_back({first, last, std::move(kernel)});
+      choices.push_back({first, last, kernel});
     first = last + 1;
   }
   return choices;

@@ -8,14 +8,12 @@ constexpr int kUint8 = 0, kFloat32 = 7;
 constexpr int kSwizzleNone = 0, kSwizzle128 = 3;
 constexpr int kPromote128 = 2, kPromote256 = 3;
 
-constexpr uint32_t kBlockBytes = 128;  // of k in a copy
-
 Result<TensorMap> matrix_map(const Driver& driver, DevicePointer memory, int64_t rows, int64_t row_bytes,
                              int64_t box_rows) {
   TensorMap map;
   const uint64_t sizes[] = {static_cast<uint64_t>(row_bytes), static_cast<uint64_t>(rows)};
   const uint64_t strides[] = {static_cast<uint64_t>(row_bytes)};
-  const uint32_t box[] = {kBlockBytes, static_cast<uint32_t>(box_rows)}, steps[] = {1, 1};
+  const uint32_t box[] = {static_cast<uint32_t>(kBlockBytes), static_cast<uint32_t>(box_rows)}, steps[] = {1, 1};
   PLAIT_RETURN_IF_ERROR(
       driver.check(driver.TensorMapEncodeTiled(&map, kUint8, 2, reinterpret_cast<void*>(memory), sizes, strides, box,
                                                steps, 0, kSwizzle128, kPromote256, 0),

@@ -5,6 +5,10 @@
 
 namespace plait::cuda {
 
+// Of k in a stage of a kernel, and in a copy: what the swizzled layout of tiles allows. As in device/.
+inline constexpr int64_t kBlockBytes = 128;
+inline constexpr int64_t kMostSharedBytes = 227 << 10;  // that a block can have on sm_90
+
 struct GemmMaps {
   TensorMap a = {};         // [rows, k] as bytes
   TensorMap b = {};         // [groups * n, k] as bytes

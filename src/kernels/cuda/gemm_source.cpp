@@ -1,13 +1,11 @@
 #include "base/assert.h"
+#include "base/round.h"
 #include "kernels/cuda/device_text.h"
-#include "kernels/cuda/gemm.h"
+#include "kernels/cuda/gemm_maps.h"
 #include "kernels/cuda/wgmma_text.h"
 
 namespace plait::cuda {
 namespace {
-
-constexpr int64_t kBlockBytes = 128;             // of k in a stage, as in device/gemm.cu
-constexpr int64_t kMostSharedBytes = 227 << 10;  // that a block can have on sm_90
 
 const char* name_of(GemmRows rows) {
   switch (rows) {
@@ -31,10 +29,6 @@ const char* suffix_of(GemmShare share) {
       return "w";
   }
   return "";
-}
-
-int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "kernels/cuda/narrow_gemm.h"
 
 #include "base/assert.h"
+#include "base/round.h"
 #include "kernels/cuda/device_text.h"
 #include "kernels/cuda/gemm_maps.h"
 #include "kernels/cuda/wgmma_text.h"
@@ -9,17 +10,8 @@ namespace plait::cuda {
 namespace {
 
 constexpr int kStrip = 64;  // weight rows of a block, as in device/narrow_gemm.cu
-constexpr int kThreads = 160;
-constexpr int64_t kBlockBytes = 128;
-constexpr int64_t kMostSharedBytes = 227 << 10;
+constexpr int kNarrowThreads = 160;
 constexpr int kMostSplit = 8;  // blocks of a cluster that every Hopper GPU can place
-
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-int64_t round_up(int64_t value, int64_t multiple) {
-  return ceil_div(value, multiple) * multiple;
-}
 
 }  // namespace
 
@@ -87,7 +79,7 @@ Status NarrowGemm::launch(const GemmOperands& operands, const Stream& stream) co
   void* const arguments[] = {&maps.a, &maps.b, &maps.a_scales, &b_scales, &d, &m};
   return kernel_.launch({.x = static_cast<int>(ceil_div(shape_.n, kStrip)) * config_.split,
                          .y = static_cast<int>(ceil_div(operands.m, config_.tokens))},
-                        kThreads, arguments, stream);
+                        kNarrowThreads, arguments, stream);
 }
 
 }  // namespace plait::cuda

@@ -1,21 +1,18 @@
 #include "kernels/cuda/quantize.h"
 
 #include "base/assert.h"
+#include "base/round.h"
 #include "kernels/cuda/device_text.h"
 
 namespace plait::cuda {
 namespace {
 
 // As in device/quantize.cu.
-constexpr int kThreads = 256;
+constexpr int kQuantizeThreads = 256;
 constexpr int64_t kUnitRows = 16;
 constexpr int64_t kUnitColumns = 512;
 
 constexpr int kBlocksPerMultiprocessor = 4;  // that run at once
-
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 }  // namespace
 
@@ -57,7 +54,7 @@ Status Quantize::launch(const QuantizeOperands& operands, const Stream& stream) 
   void* const arguments[] = {&x, &q, &scales, &m, &scale_rows, &counts};
   const int64_t units = ceil_div(operands.m, kUnitRows) * ceil_div(shape_.k, kUnitColumns) * std::max(shape_.groups, 1);
   const int64_t most = int64_t{device_->properties().multiprocessors} * kBlocksPerMultiprocessor;
-  return kernel_.launch({.x = static_cast<int>(std::min(units, most))}, kThreads, arguments, stream);
+  return kernel_.launch({.x = static_cast<int>(std::min(units, most))}, kQuantizeThreads, arguments, stream);
 }
 
 }  // namespace plait::cuda

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "base/round.h"
 #include "tensor/dtype.h"
 
 namespace plait::cuda::testing {
@@ -10,10 +11,6 @@ namespace {
 
 constexpr uint8_t kE4m3Nan = 0x7f;
 constexpr uint16_t kBf16Nan = 0x7fc0;
-
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 // [count] numbers between -2 and 2 that the format has.
 std::vector<uint8_t> random_numbers(GemmFormat format, int64_t count, std::mt19937& random) {

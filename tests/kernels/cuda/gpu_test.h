@@ -1,6 +1,8 @@
-// A test that needs a Hopper GPU, with what every such test has: the device, a stream, compiled kernels.
+// A test that needs a Hopper GPU, with what every such test has: the device, a stream, compiled kernels. Where there is
+// none it is skipped, or fails if PLAIT_REQUIRE_GPU is set, as scripts/test-gpu does.
 #pragma once
 
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <optional>
@@ -18,10 +20,16 @@ class GpuTest : public ::testing::Test {
  protected:
   void SetUp() override {
     auto device = Device::open(0);
-    if (device.has_error()) GTEST_SKIP() << device.error().message;
+    if (device.has_error()) {
+      ASSERT_EQ(std::getenv("PLAIT_REQUIRE_GPU"), nullptr) << device.error().message;
+      GTEST_SKIP() << "SKIPPED: " << device.error().message;
+    }
     device_ = std::move(device).value();
-    if (device_->properties().compute_capability != 90)
-      GTEST_SKIP() << device_->properties().name << " is not of the Hopper generation";
+    if (device_->properties().compute_capability != 90) {
+      const std::string why = device_->properties().name + " is not of the Hopper generation";
+      ASSERT_EQ(std::getenv("PLAIT_REQUIRE_GPU"), nullptr) << why;
+      GTEST_SKIP() << "SKIPPED: " << why;
+    }
     auto compiler = jit::load_nvrtc();
     ASSERT_FALSE(compiler.has_error()) << compiler.error().message;
     compiler_ = std::move(compiler).value();

@@ -1,5 +1,6 @@
 #include "jit/cache.h"
 
+#include <atomic>
 #include <cerrno>
 #include <future>
 
@@ -34,6 +35,7 @@ struct Task {
   const KernelSource& source;
   Compiler& compiler;
   const Digest& key;
+  std::chrono::milliseconds wait_limit;
 };
 
 }  // namespace
@@ -87,6 +89,7 @@ struct KernelCache::State {
   std::map<Digest, std::shared_ptr<const CompiledKernel>> kernels;
   std::map<Digest, Built> building;  // by a thread of ours
   CacheCounters counters;
+  std::atomic<bool> complete{false};
 };
 
 void KernelCache::State::count(KernelOrigin origin) {
@@ -114,6 +117,11 @@ std::optional<Found> KernelCache::State::look_on_disk(const Task& task, KernelOr
 }
 
 Result<Found> KernelCache::State::build(const Task& task) {
+  {
+    const std::scoped_lock lock(mutex);
+    counters.unexpected += complete;
+  }
+  if (complete) log::error("kernel '{}' is compiled after start-up: it is missing in the manifest", task.source.name);
   auto kernel = task.compiler.compile(task.source);
   if (kernel.has_error()) {
     const std::scoped_lock lock(mutex);
@@ -145,7 +153,7 @@ Result<Found> KernelCache::State::build_locked(const Task& task, EntryLock& lock
 
 Result<Found> KernelCache::State::build_once_among_processes(const Task& task) {
   EntryLock lock(files, store.lock_of(task.source, task.key), options.stale_after);
-  const auto deadline = Clock::now() + options.wait_limit;
+  const auto deadline = Clock::now() + task.wait_limit;
   auto pause = options.poll_interval;
   bool made_directory = false;
   for (bool waited = false;; waited = true) {
@@ -160,8 +168,10 @@ Result<Found> KernelCache::State::build_once_among_processes(const Task& task) {
         break;
     }
     if (Clock::now() >= deadline) {
-      log::warning("kernel cache: '{}' is built here too: {} has been at it for longer than {} ms", task.source.name,
-                   lock.owner(), options.wait_limit.count());
+      const auto level = task.wait_limit.count() > 0 ? log::Level::kInfo : log::Level::kDebug;
+      if (log::enabled(level))
+        log::write(level, fmt::format("kernel cache: '{}' is built here too: {} has been at it for longer than {} ms",
+                                      task.source.name, lock.owner(), task.wait_limit.count()));
       return build(task);
     }
     std::this_thread::sleep_for(pause);
@@ -181,7 +191,8 @@ Result<Found> KernelCache::State::find_or_build(const Task& task) {
 KernelCache::KernelCache(CacheOptions options) : state_(std::make_unique<State>(std::move(options))) {}
 KernelCache::~KernelCache() = default;
 
-Result<CachedKernel> KernelCache::get_or_build(const KernelSource& source, Compiler& compiler) {
+Result<CachedKernel> KernelCache::get_or_build(const KernelSource& source, Compiler& compiler,
+                                               std::optional<std::chrono::milliseconds> wait_limit) {
   about_to_block("looking for a kernel");
   const auto begin = Clock::now();
   PLAIT_RETURN_IF_ERROR(validate(source));
@@ -208,7 +219,7 @@ Result<CachedKernel> KernelCache::get_or_build(const KernelSource& source, Compi
     return CachedKernel{std::move(found).value().kernel, KernelOrigin::kMemory, seconds_since(begin)};
   }
 
-  Result<Found> found = state.find_or_build({source, compiler, key});
+  Result<Found> found = state.find_or_build({source, compiler, key, wait_limit.value_or(state.options.wait_limit)});
   {
     const std::scoped_lock lock(state.mutex);
     if (found.has_value()) state.kernels.emplace(key, found.value().kernel);
@@ -251,6 +262,10 @@ Status KernelCache::add(const KernelSource& source, const CompilerIdentity& comp
   if (!published) ++state.counters.unpublished;
   state.kernels.emplace(key, share(std::move(kernel)));
   return {};
+}
+
+void KernelCache::expect_no_builds() {
+  state_->complete = true;
 }
 
 CacheCounters KernelCache::counters() const {

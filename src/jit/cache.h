@@ -70,6 +70,7 @@ struct CacheCounters {
   uint64_t rejected = 0;                                               // entries that were damaged or not trusted
   uint64_t unpublished = 0;                                            // kernels that could not be written
   uint64_t taken_over = 0;                                             // locks
+  uint64_t unexpected = 0;                                             // compiles after expect_no_builds()
 };
 
 class KernelCache {
@@ -78,12 +79,17 @@ class KernelCache {
   ~KernelCache();
 
   // The kernel, from wherever it is had first. Errors: those of Compiler::compile; the directory causes none.
-  Result<CachedKernel> get_or_build(const KernelSource& source, Compiler& compiler);
+  // `wait_limit`: instead of the options'.
+  Result<CachedKernel> get_or_build(const KernelSource& source, Compiler& compiler,
+                                    std::optional<std::chrono::milliseconds> wait_limit = std::nullopt);
   // Only if it is in memory or on disk.
   std::optional<CachedKernel> find(const KernelSource& source, const CompilerIdentity& compiler);
   // Takes a kernel that was built elsewhere into memory and onto disk: an entry (cache_entry.h) that another host sent.
   // kInvalid: the source is not valid.
   Status add(const KernelSource& source, const CompilerIdentity& compiler, CompiledKernel kernel);
+
+  // Everything that can ever be needed is here: from now on a compile is a defect. It is done, logged and counted.
+  void expect_no_builds();
 
   CacheCounters counters() const;
   const std::filesystem::path& directory() const;

@@ -7,10 +7,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "jit/build_farm.h"
 #include "jit/cache.h"
 #include "jit/cubin.h"
 #include "jit/nvrtc_library.h"
 #include "tests/jit/children.h"
+#include "tests/jit/farm_links.h"
 #include "tests/jit/folder.h"
 #include "tests/jit/kernels.h"
 
@@ -219,6 +221,46 @@ TEST(NvrtcLibrary, WhatWasGivenIsMeant) {
   ASSERT_TRUE(another.has_error());
   EXPECT_EQ(another.error().kind, ErrorKind::kUnsupported);
   EXPECT_THAT(another.error().message, HasSubstr("libm.so.6 has no function nvrtcVersion"));
+}
+
+// Two stages on two hosts of one core each: real compiles, whose costs only a compile can tell.
+TEST_F(NvrtcTest, AFarmTakesItsWorkThroughAllCores) {
+  std::vector<std::vector<KernelManifest>> manifests(2);
+  double work = 0;
+  for (int host = 0; host < 2; ++host) {
+    KernelManifest manifest;
+    for (int i = 0; i < (host == 0 ? 2 : 6); ++i) {
+      KernelSource source = wgmma_kernel(2 + 10 * host + i);
+      const double begin = now_seconds();
+      compile(source);
+      manifest.kernels.push_back({source, now_seconds() - begin, {}});
+      work += manifest.kernels.back().compile_seconds;
+    }
+    manifests[static_cast<size_t>(host)].push_back(manifest);
+  }
+  MemoryHub hub(2);
+  std::vector<std::thread> threads;
+  std::vector<FarmReport> reports(2);
+  const double begin = now_seconds();
+  for (int host = 0; host < 2; ++host)
+    threads.emplace_back([&, host] {
+      const auto link = hub.link(host);
+      KernelCache cache({});
+      BuildFarm farm(cache, *compiler_, link.get(), {.cores = 1, .progress = {}});
+      auto report = farm.build(manifests);
+      ASSERT_FALSE(report.has_error()) << report.error().message;
+      reports[static_cast<size_t>(host)] = std::move(report).value();
+      for (const ManifestEntry& entry : manifests[static_cast<size_t>(host)].front().kernels)
+        EXPECT_TRUE(cache.find(entry.source, compiler_->identity())) << entry.source.name;
+    });
+  for (std::thread& thread : threads) thread.join();
+  const double seconds = now_seconds() - begin;
+  std::printf(
+      "8 kernels of two unequal stages, NVRTC, 2 hosts of one core: %.3f s; work / cores %.3f s, ratio %.2f; "
+      "built %llu and %llu\n",
+      seconds, work / 2, seconds / (work / 2), static_cast<unsigned long long>(reports[0].built),
+      static_cast<unsigned long long>(reports[1].built));
+  EXPECT_GE(reports[0].built, 3u) << "the host with few kernels did not take some of the other one's";
 }
 
 TEST(NvrtcLibrary, TheUsualPlacesInTheirOrder) {

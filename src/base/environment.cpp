@@ -15,6 +15,10 @@ constexpr VariableInfo kVariables[] = {
      "next in turn: its subfolder huggingface/hub; compiled kernels in plait/kernels"},
     {Variable::kHome, "HOME",
      "last: its subfolder .cache/huggingface/hub; without XDG_CACHE_HOME also .cache/plait/kernels"},
+    {Variable::kRehearseKernels, "PLAIT_REHEARSE_KERNELS",
+     "JSON file of CUDA kernels that ranks without devices build while they start, to rehearse start-up"},
+    {Variable::kRehearseDelay, "PLAIT_REHEARSE_DELAY",
+     "in such a rehearsal each compile takes this many times its announced seconds longer"},
     {Variable::kNvrtc, "PLAIT_NVRTC", "libnvrtc, or a folder that has it, for compiling CUDA kernels"},
 };
 

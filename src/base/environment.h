@@ -11,7 +11,16 @@
 
 namespace plait {
 
-enum class Variable { kHfHubCache, kHuggingfaceHubCache, kHfHome, kXdgCacheHome, kHome, kNvrtc };
+enum class Variable {
+  kHfHubCache,
+  kHuggingfaceHubCache,
+  kHfHome,
+  kXdgCacheHome,
+  kHome,
+  kNvrtc,
+  kRehearseKernels,
+  kRehearseDelay
+};
 
 struct VariableInfo {
   Variable variable;

@@ -1,22 +1,30 @@
 // How far a long piece of work is: one line redrawn in place on a terminal, a plain line every few seconds elsewhere.
 //
 // A ProgressBar belongs to one thread. It begins when it is made and ends its line when it goes, whether the work was
-// completed or not.
+// completed or not. Of several at once on one terminal the first one that draws has the line until it ends; the others
+// then draw theirs.
 #pragma once
 
 #include <cstddef>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 
 namespace plait {
 
+// How amounts are written.
+enum class ProgressUnit { kBytes, kCount };
+
 // "Loading weights:  42% Completed | 1.21 GiB/2.88 GiB [00:03<00:04, 412.0 MB/s]", at most `columns` wide; where there
 // is room, with a bar after "Completed".
-std::string format_progress(std::string_view label, size_t done_bytes, size_t total_bytes, double seconds, int columns);
+// `fraction` of the work, if that is not done / total.
+std::string format_progress(std::string_view label, size_t done, size_t total, double seconds, int columns,
+                            ProgressUnit unit = ProgressUnit::kBytes, std::optional<double> fraction = std::nullopt);
 
 class ProgressBar {
  public:
+  using Unit = ProgressUnit;
   // Where lines go and what time it is; tests bring their own.
   struct Output {
     bool is_terminal = false;
@@ -26,16 +34,19 @@ class ProgressBar {
   };
   static Output standard_error();
 
-  explicit ProgressBar(std::string label, Output output = standard_error());
+  explicit ProgressBar(std::string label, Output output = standard_error(), Unit unit = Unit::kBytes);
   ~ProgressBar();
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
 
-  // Cheap: draws only when enough time has passed, and always when done_bytes reaches total_bytes.
-  void update(size_t done_bytes, size_t total_bytes);
+  // Cheap: draws only when enough time has passed, and always when done reaches total.
+  void update(size_t done, size_t total, std::optional<double> fraction = std::nullopt);
 
  private:
+  bool owns_terminal();
+
   std::string label_;
+  Unit unit_;
   Output output_;
   double begin_seconds_;
   double drawn_seconds_;  // when the last line was written

@@ -102,7 +102,7 @@ Result<std::optional<Frame>> first_frame(std::span<const uint8_t> bytes) {
   const uint32_t length = reader.u32();
   if (length > kMaxFrameBytes)
     return corrupt(fmt::format("control connection: a frame of {} bytes, the limit is {}", length, kMaxFrameBytes));
-  if (type < static_cast<uint32_t>(FrameType::kHello) || type > static_cast<uint32_t>(FrameType::kAnswer))
+  if (type < static_cast<uint32_t>(FrameType::kHello) || type > static_cast<uint32_t>(FrameType::kNote))
     return corrupt(fmt::format("control connection: a frame of unknown type {}", type));
   if (bytes.size() - kFrameHeaderBytes < length) return std::optional<Frame>();
   return std::optional(

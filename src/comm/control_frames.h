@@ -19,7 +19,7 @@
 
 namespace plait::comm {
 
-inline constexpr uint32_t kControlVersion = 1;
+inline constexpr uint32_t kControlVersion = 2;
 inline constexpr size_t kMaxFrameBytes = 256 << 10;
 inline constexpr size_t kFrameHeaderBytes = 12;
 
@@ -35,6 +35,7 @@ enum class FrameType : uint32_t {
   kGoodbye,    // this node leaves in peace; from node 0: all do
   kQuestion,   // which ranks of yours have not made this call? Passed on by node 0
   kAnswer,     // to the one who asked
+  kNote,       // to node 0: what this node is doing, any bytes; the last one counts
 };
 
 struct Frame {

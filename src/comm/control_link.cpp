@@ -59,6 +59,7 @@ void ControlLink::run() {
     wait_for_events();
     tick_();
     send_questions();
+    send_note();
     if (cancellation_.cancelled() && !announced_) announce_failure();
     if (!leaving_.load()) continue;
     if (leave_by == kNoDeadline) leave_by = Clock::now() + kLeaveLimit;
@@ -127,6 +128,31 @@ void ControlLink::send_questions() {
   for (const Question& question : questions) pass_on(question.to, FrameType::kQuestion, encode(question));
 }
 
+void ControlLink::note(std::string text) {
+  PLAIT_ASSERT(text.size() <= kMaxNoteBytes, "a note is short");
+  const std::lock_guard lock(mutex_);
+  note_ = std::move(text);
+  eventfd_write(wake_, 1);
+}
+
+std::vector<NodeNote> ControlLink::notes() {
+  const std::lock_guard lock(mutex_);
+  std::vector<NodeNote> notes;
+  for (const auto& [node, note] : notes_) notes.push_back(note);
+  return notes;
+}
+
+void ControlLink::send_note() {
+  std::optional<std::string> note;
+  {
+    const std::lock_guard lock(mutex_);
+    note.swap(note_);
+  }
+  if (!note || meeting_.node == 0) return;
+  const std::span bytes(reinterpret_cast<const uint8_t*>(note->data()), note->size());
+  for (Peer& peer : peers_) send(peer, FrameType::kNote, bytes);
+}
+
 // Node 0 reaches everybody, the others through node 0.
 void ControlLink::pass_on(uint32_t to, FrameType type, std::span<const uint8_t> payload) {
   for (Peer& peer : peers_)
@@ -156,6 +182,12 @@ void ControlLink::handle(Peer& peer, const FrameReader::Message& message) {
     const auto waiting = answers_.find(answer.value().number);
     if (waiting != answers_.end()) waiting->second = std::move(answer.value().late_members);
     answered_.notify_all();
+    return;
+  }
+  if (message.type == FrameType::kNote) {
+    if (message.payload.size() > kMaxNoteBytes) return lose(peer, "it sent a note that is too long");
+    const std::lock_guard lock(mutex_);
+    notes_[peer.node] = {peer.node, std::string(message.payload.begin(), message.payload.end()), Clock::now()};
     return;
   }
   if (message.type == FrameType::kGoodbye) {

@@ -34,6 +34,12 @@ class ControlLink {
   // late_members of another node; empty: it does not answer.
   std::optional<std::vector<uint32_t>> ask(int node, uint32_t group, uint32_t call, std::chrono::milliseconds limit);
 
+  // Any thread. What this node is doing, for node 0, in the place of what it said before; and, on node 0, what the
+  // others said last. No more than kMaxNoteBytes.
+  static constexpr size_t kMaxNoteBytes = 64 << 10;
+  void note(std::string text);
+  std::vector<NodeNote> notes();
+
   void leave();
 
  private:
@@ -50,6 +56,7 @@ class ControlLink {
   void hear(Peer& peer);
   void handle(Peer& peer, const FrameReader::Message& message);
   void send_questions();
+  void send_note();
   void pass_on(uint32_t to, FrameType type, std::span<const uint8_t> payload);
   void announce_failure();
   void say_goodbye();
@@ -73,6 +80,8 @@ class ControlLink {
   std::condition_variable answered_;
   uint32_t questions_asked_ = 0;
   std::vector<Question> questions_;                                   // to be sent
+  std::optional<std::string> note_;                                   // to be sent
+  std::map<int, NodeNote> notes_;                                     // by node
   std::map<uint32_t, std::optional<std::vector<uint32_t>>> answers_;  // by number, while somebody waits
 
   std::thread thread_;

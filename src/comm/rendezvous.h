@@ -33,6 +33,13 @@ struct Node {
   int ranks = 0;
 };
 
+// What a node said of itself.
+struct NodeNote {
+  int node = 0;
+  std::string text;
+  std::chrono::steady_clock::time_point received;
+};
+
 // Everybody is here. Owns its sockets.
 class Meeting {
  public:

@@ -118,6 +118,14 @@ std::optional<std::vector<uint32_t>> World::ask_late_members(int node, uint32_t 
   return control_->ask(node, slot_prefix, call, kAnswerLimit);
 }
 
+void World::set_note(std::string text) {
+  if (control_) control_->note(std::move(text));
+}
+
+std::vector<NodeNote> World::notes() {
+  return control_ ? control_->notes() : std::vector<NodeNote>();
+}
+
 void World::set_deadline(std::optional<std::chrono::milliseconds> deadline) {
   deadline_ms_.store(deadline ? std::max<int64_t>(deadline->count(), 1) : 0, std::memory_order_relaxed);
 }

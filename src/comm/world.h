@@ -64,6 +64,11 @@ class World {
   // long. Disturbs nobody.
   std::vector<std::string> describe_activity() const;
 
+  // What this process is doing, for node 0, any short text in the place of the one before; and, on node 0, what the
+  // other nodes said last. Needs no call of theirs, so it also tells about one that is busy or waits. Any thread.
+  void set_note(std::string text);
+  std::vector<NodeNote> notes();
+
   // For the members of comm/.
   Cancellation& cancellation() { return cancellation_; }
   ProcessLink* link() { return link_.get(); }  // nullptr: one process

@@ -27,6 +27,12 @@ class World;
 
 namespace plait {
 
+struct StartRecord;
+
+// Which steps an engine makes: all, or those of prompts or of generated tokens alone, the others being another
+// engine's.
+enum class DisaggregationMode : uint8_t { kNull, kPrefill, kDecode };
+
 // How the hosts of one engine wait for each other.
 struct HostsOptions {
   std::chrono::seconds dist_timeout{600};        // --dist-timeout: until all hosts have met
@@ -52,8 +58,20 @@ struct EngineOptions {
   int64_t context_tokens = 0;             // --context-length; 0: max_position_embeddings
   bool keep_routed_experts = false;       // --enable-return-routed-experts: beside the KV cache, for all requests
   bool overlap = true;                    // steps may be launched while others run; --disable-overlap-schedule
+  DisaggregationMode disaggregation = DisaggregationMode::kNull;
   ParallelConfig parallel;
   HostsOptions hosts;
+};
+
+// Who wants to hear of an engine's start.
+class StartListener {
+ public:
+  virtual ~StartListener() = default;
+  // The ranks have a world. What waits there before the engine is ready has no limit. On the engine's thread.
+  virtual void met(const std::shared_ptr<comm::World>& world) = 0;
+  // What all hosts are at, this one's records first (start_records.h), when more than seconds has changed. On a thread
+  // of its own, until the engine is ready.
+  virtual void moved(const std::vector<StartRecord>& of_all_hosts) = 0;
 };
 
 // What memory goes to, decided and printed before serving.
@@ -100,6 +118,8 @@ class StepExecutor {
   // Beside the KV pool of that data-parallel rank; null if chosen experts are not kept. Rows of steps whose results
   // have been handed out may be read at any time.
   virtual const RoutedExpertPool* routed_experts(int /*dp*/) const { return nullptr; }
+  // Kernels that were compiled although it is ready, on all hosts: each is a defect. Any thread may ask.
+  virtual uint64_t compiles_after_ready() const { return 0; }
   // What ended it while it had nothing to do; it does not work again.
   virtual std::optional<Error> failure() const { return std::nullopt; }
 
@@ -112,10 +132,9 @@ class Engine : public StepExecutor {
   // Loads the checkpoint (or dummy weights), plans memory, allocates the pools and runs a first step. Progress goes to
   // the log and, on a terminal, to a bar. kExhausted if the weights and one page of KV do not fit; the message holds
   // the table and says which flag to lower.
-  // With several hosts it waits for the others, and fails if one of them does, naming it. `met` gets the ranks' world
-  // as soon as there is one, on this thread; what waits there before the engine is ready has no limit.
-  using Met = std::function<void(const std::shared_ptr<comm::World>& world)>;
-  static Result<std::unique_ptr<Engine>> create(const EngineOptions& options, const Met& met = {});
+  // With several hosts it waits for the others, and fails if one of them does, naming it.
+  // `listener`, if there is one, outlives the engine.
+  static Result<std::unique_ptr<Engine>> create(const EngineOptions& options, StartListener* listener = nullptr);
 
   // Whether this host executes steps; else it calls follow(), which takes part in the first host's until that ends.
   // `ready` is called when all hosts are.

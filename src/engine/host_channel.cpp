@@ -9,8 +9,6 @@ namespace {
 // the steps of a decoding batch should travel once.
 constexpr int64_t kBlockBytes = 4096;
 constexpr size_t kInlineBytes = kBlockBytes - sizeof(uint64_t);
-// What no message of ours comes near; more is a broken peer.
-constexpr uint64_t kMostBytes = uint64_t{1} << 32;
 
 }  // namespace
 
@@ -35,12 +33,12 @@ Status HostChannel::send(std::string_view name, std::string_view bytes, int to) 
   return group_.send(name, rest.data(), static_cast<int64_t>(rest.size()), DType::kU8, to);
 }
 
-Result<std::string> HostChannel::receive(std::string_view name, int from) {
+Result<std::string> HostChannel::receive(std::string_view name, int from, uint64_t most_bytes) {
   std::string block(kBlockBytes, '\0');
   PLAIT_RETURN_IF_ERROR(group_.receive(name, block.data(), kBlockBytes, DType::kU8, from));
   uint64_t size = 0;
   std::memcpy(&size, block.data(), sizeof size);
-  if (size > kMostBytes) return corrupt(fmt::format("host {} announced {} of {} bytes", from, name, size));
+  if (size > most_bytes) return corrupt(fmt::format("host {} announced {} of {} bytes", from, name, size));
   std::string bytes(size, '\0');
   const size_t first = std::min(bytes.size(), kInlineBytes);
   std::memcpy(bytes.data(), block.data() + sizeof size, first);

@@ -16,6 +16,9 @@ namespace plait {
 
 class HostChannel {
  public:
+  // What no message of ours comes near; more is a broken peer.
+  static constexpr uint64_t kMostBytes = uint64_t{1} << 32;
+
   // Every host opens the same names. kInvalid, as World::communicator.
   static Result<HostChannel> open(comm::World& world, std::string_view name);
 
@@ -24,7 +27,8 @@ class HostChannel {
 
   // In order between two hosts. `name` says what it is, the same on both sides.
   Status send(std::string_view name, std::string_view bytes, int to);
-  Result<std::string> receive(std::string_view name, int from);
+  // kCorrupt: it is longer than `most_bytes`.
+  Result<std::string> receive(std::string_view name, int from, uint64_t most_bytes = kMostBytes);
 
   // Waits of this host are not limited, whatever the world's limit: while nothing is to be done, nobody sends.
   void wait_for_ever() { group_.set_deadline(std::chrono::milliseconds(0)); }

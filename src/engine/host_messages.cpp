@@ -33,8 +33,9 @@ constexpr auto kSamplingRow = [](auto& io, auto& m) {
 };
 
 constexpr auto kOrder = [](auto& io, auto& m) {
-  auto& [kind, of_dp_ranks, rows] = m;
+  auto& [kind, phase, of_dp_ranks, rows] = m;
   io.enumerator(kind, HostOrder::Kind::kEnd);
+  io.enumerator(phase, StartPhase::kServing);
   io.sequence(of_dp_ranks, kStepBytes, kStep);
   io.sequence(rows, kSequenceBytes,
               [](auto& dp_io, auto& of_dp) { dp_io.sequence(of_dp, kSamplingRowBytes, kSamplingRow); });

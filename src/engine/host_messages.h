@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "engine/engine.h"
 #include "engine/sampler.h"
+#include "engine/start_records.h"
 #include "model/step.h"
 
 namespace plait {
@@ -40,10 +41,13 @@ struct OwnedSamplingRow {
 struct HostOrder {
   enum class Kind : uint8_t {
     kStep,
-    kArmDeadlines,  // every rank has made its first steps
+    kPhase,         // of the start: what the first host goes on to
+    kReport,        // whether this host is ready, once all steps before are done
+    kArmDeadlines,  // all hosts are
     kEnd,
   };
   Kind kind = Kind::kStep;
+  StartPhase phase = StartPhase::kServing;          // of kPhase
   std::vector<Step> of_dp_ranks;                    // [dp ranks]
   std::vector<std::vector<OwnedSamplingRow>> rows;  // [dp ranks][its logit rows]; empty if sampled on another host
 };

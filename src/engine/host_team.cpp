@@ -57,7 +57,7 @@ Result<int64_t> HostTeam::agree_on_start(const Result<int64_t>& own_pages) {
   }
   StartReport verdict;
   if (leads()) {
-    PLAIT_ASSIGN_OR_RETURN(verdict, merge_reports(std::move(own)));
+    PLAIT_ASSIGN_OR_RETURN(verdict, merge_reports(std::move(own), channel));
     for (int host = 1; host < channel.hosts(); ++host)
       PLAIT_RETURN_IF_ERROR(channel.send(kVerdictName, encode(verdict), host));
   } else {
@@ -65,23 +65,30 @@ Result<int64_t> HostTeam::agree_on_start(const Result<int64_t>& own_pages) {
     PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel.receive(kVerdictName, 0));
     PLAIT_ASSIGN_OR_RETURN(verdict, decode_start_report(bytes));
   }
-  if (own_pages.has_error()) return own_pages;  // in this host's own words
+  // In this host's own words, unless it only stopped because of another one.
+  const bool follows_from_another = own_pages.has_error() && own_pages.error().kind == ErrorKind::kCancelled;
+  if (own_pages.has_error() && !(follows_from_another && verdict.failure)) return own_pages;
   if (verdict.failure) return *verdict.failure;
   return verdict.kv_pages;
 }
 
-Result<StartReport> HostTeam::merge_reports(StartReport own) {
+// The failure that others follow from, if there is one; else that of the first host that has one.
+Result<StartReport> HostTeam::merge_reports(StartReport own, HostChannel& channel) {
+  const auto is_cause = [](const StartReport& report) {
+    return report.failure && report.failure->kind != ErrorKind::kCancelled;
+  };
   const auto name_host = [&](int host, std::optional<Error>& failure) {
     const std::string& address = world_->nodes()[static_cast<size_t>(host)].host;
     if (failure) failure = std::move(*failure).within(fmt::format("host {} ({})", host, address));
   };
   StartReport all = std::move(own);
   name_host(0, all.failure);
-  for (int host = 1; host < channels_->orders.hosts(); ++host) {
-    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channels_->orders.receive(kReportName, host));
+  for (int host = 1; host < channel.hosts(); ++host) {
+    PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channel.receive(kReportName, host));
     PLAIT_ASSIGN_OR_RETURN(StartReport report, decode_start_report(bytes));
     name_host(host, report.failure);
-    if (report.failure && !all.failure) all.failure = std::move(report.failure);
+    if (report.failure && (!all.failure || (is_cause(report) && !is_cause(all))))
+      all.failure = std::move(report.failure);
     all.kv_pages = std::min(all.kv_pages, report.kv_pages);
   }
   return all;
@@ -191,6 +198,18 @@ Status HostTeam::send_to_all(const HostOrder& order) {
   return {};
 }
 
+Status HostTeam::begin_on_others(StartPhase phase) {
+  return send_to_all({.kind = HostOrder::Kind::kPhase, .phase = phase});
+}
+
+Status HostTeam::agree_on_ready() {
+  if (!channels_) return {};
+  PLAIT_RETURN_IF_ERROR(send_to_all({.kind = HostOrder::Kind::kReport}));
+  PLAIT_ASSIGN_OR_RETURN(const StartReport all, merge_reports({}, channels_->answers));
+  if (all.failure) return *all.failure;
+  return {};
+}
+
 Status HostTeam::arm_deadlines(std::chrono::milliseconds limit) {
   PLAIT_RETURN_IF_ERROR(send_to_all({.kind = HostOrder::Kind::kArmDeadlines}));
   team_->world().set_deadline(limit);
@@ -242,7 +261,7 @@ class HostTeam::LaunchQueue {
   bool closed_ = false, abandoned_ = false;
 };
 
-Status HostTeam::follow(std::chrono::milliseconds limit_when_armed, const std::function<void()>& ready) {
+Status HostTeam::follow(const Following& following) {
   PLAIT_ASSERT(!leads(), "the first host leads");
   channels_->orders.wait_for_ever();
   followed_ = std::make_shared<LaunchQueue>();
@@ -251,7 +270,7 @@ Status HostTeam::follow(std::chrono::milliseconds limit_when_armed, const std::f
     answered = answer_steps();
     followed_->abandon();
   });
-  Status followed = follow_orders(limit_when_armed, ready);
+  Status followed = follow_orders(following);
   // Nobody else knows yet that this host ends.
   if (followed.has_error()) world_->cancel(followed.error().message, team_->first_rank());
   followed_->close();
@@ -259,7 +278,8 @@ Status HostTeam::follow(std::chrono::milliseconds limit_when_armed, const std::f
   return followed.has_error() ? followed : answered;
 }
 
-Status HostTeam::follow_orders(std::chrono::milliseconds limit_when_armed, const std::function<void()>& ready) {
+Status HostTeam::follow_orders(const Following& following) {
+  StartReport report;
   while (true) {
     PLAIT_ASSIGN_OR_RETURN(const std::string bytes, channels_->orders.receive(kOrderName, 0));
     PLAIT_ASSIGN_OR_RETURN(HostOrder order, decode_order(bytes));
@@ -268,9 +288,20 @@ Status HostTeam::follow_orders(std::chrono::milliseconds limit_when_armed, const
         if (!followed_->wait_for_room()) return {};
         PLAIT_RETURN_IF_ERROR(follow_step(std::move(order)));
         break;
+      case HostOrder::Kind::kPhase:
+        if (Status begun = following.begin(order.phase); begun.has_error() && !report.failure)
+          report.failure = std::move(begun).error();
+        break;
+      case HostOrder::Kind::kReport: {
+        if (!followed_->wait_for_room()) return {};
+        auto launch = std::make_unique<Launch>();
+        launch->report = report;
+        followed_->push(std::move(launch));
+        break;
+      }
       case HostOrder::Kind::kArmDeadlines:
-        world_->set_deadline(limit_when_armed);
-        ready();
+        world_->set_deadline(following.limit_when_armed);
+        following.ready();
         break;
       case HostOrder::Kind::kEnd:
         return {};
@@ -297,9 +328,13 @@ Status HostTeam::follow_step(HostOrder order) {
 
 Status HostTeam::answer_steps() {
   while (const Launch* oldest = followed_->front()) {
-    PLAIT_RETURN_IF_ERROR(team_->collect());
-    PLAIT_RETURN_IF_ERROR(answer(*oldest));
-    followed_steps_->fetch_add(1, std::memory_order_relaxed);
+    if (oldest->report) {
+      PLAIT_RETURN_IF_ERROR(channels_->answers.send(kReportName, encode(*oldest->report), 0));
+    } else {
+      PLAIT_RETURN_IF_ERROR(team_->collect());
+      PLAIT_RETURN_IF_ERROR(answer(*oldest));
+      followed_steps_->fetch_add(1, std::memory_order_relaxed);
+    }
     followed_->pop();
   }
   return {};

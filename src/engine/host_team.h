@@ -29,8 +29,8 @@ class HostTeam {
   const std::shared_ptr<comm::World>& world() const { return world_; }
   bool leads() const { return !channels_ || channels_->orders.host() == 0; }
 
-  // Every host says how its start went, and gets the KV pages that all have memory for. An error of any host is every
-  // host's, and names the host.
+  // Every host says how it got its weights and kernels, and gets the KV pages that all have memory for. An error of any
+  // host is every host's, and names the host.
   Result<int64_t> agree_on_start(const Result<int64_t>& own_pages);
   void take(std::unique_ptr<RankTeam> team) { team_ = std::move(team); }
   RankTeam& team() const { return *team_; }
@@ -41,13 +41,22 @@ class HostTeam {
   int most_steps_under_way() const;
   // A pipeline's first stage would wait for the last one's choice: there steps of other requests follow instead.
   bool knows_future_tokens() const { return team_->topology().config().pp_size == 1; }
+  // The others begin this phase of the start.
+  Status begin_on_others(StartPhase phase);
+  // When all steps so far are done: whether every host is ready; else an error that names the host.
+  Status agree_on_ready();
   // From now on no rank waits longer than this for another one.
   Status arm_deadlines(std::chrono::milliseconds limit);
   // The others end by themselves.
   Status end();
 
-  // -- The others: run what the first host sends until it ends. `ready` is called when deadlines are armed.
-  Status follow(std::chrono::milliseconds limit_when_armed, const std::function<void()>& ready);
+  // -- The others: run what the first host sends until it ends.
+  struct Following {
+    std::chrono::milliseconds limit_when_armed;
+    std::function<Status(StartPhase)> begin;  // a phase of the start; its errors are this host's report
+    std::function<void()> ready;              // deadlines are armed
+  };
+  Status follow(const Following& following);
 
   uint64_t followed_steps() const { return followed_steps_->load(std::memory_order_relaxed); }
 
@@ -56,7 +65,7 @@ class HostTeam {
 
  private:
   HostTeam() = default;
-  Result<StartReport> merge_reports(StartReport own);
+  Result<StartReport> merge_reports(StartReport own, HostChannel& channel);
   struct Channels {
     HostChannel orders;   // from the first host; also its verdict on the start, which is asked for there
     HostChannel answers;  // to the first host, about steps
@@ -67,6 +76,7 @@ class HostTeam {
     std::vector<StepCall> calls;
     SampledRows sampled;  // of the data-parallel ranks whose logits are here; the others' stay empty
     std::vector<std::vector<int64_t>> expert_slots;
+    std::optional<StartReport> report;  // instead of a step: what is to be answered
   };
   // Steps that were launched on another host and not yet answered.
   class LaunchQueue;
@@ -74,7 +84,7 @@ class HostTeam {
   Status finish_on_others(Launch& launch);
   int host_of_logits(int dp) const;
   Status send_to_all(const HostOrder& order);
-  Status follow_orders(std::chrono::milliseconds limit_when_armed, const std::function<void()>& ready);
+  Status follow_orders(const Following& following);
   Status follow_step(HostOrder order);
   Status answer_steps();
   Status answer(const Launch& launch);

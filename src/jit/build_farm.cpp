@@ -20,8 +20,9 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 using Kind = FarmMessage::Kind;
 
-constexpr milliseconds kLook{10};       // at messages, and at what has become overdue
-constexpr double kOverdueFactor = 2.0;  // of the time that a kernel would take here
+constexpr milliseconds kLook{10};           // at messages, and at what has become overdue
+constexpr milliseconds kReportPeriod{500};  // if nothing happens
+constexpr double kOverdueFactor = 2.0;      // of the time that a kernel would take here
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
@@ -122,6 +123,7 @@ struct BuildFarm::State {
   double actual_seconds = 0, planned_seconds = 0;  // of what was compiled here
   FarmReport report;
   std::optional<size_t> reported;
+  Clock::time_point reported_at;
 
   std::vector<std::thread> threads;
 };
@@ -446,9 +448,10 @@ void BuildFarm::State::report_progress() {
     }
     progress.total = items.size();
     progress.fraction = progress.done == progress.total ? 1 : all > 0 ? done / all : 0;
-    // A line for each kernel that is done, and one when the first is begun.
     const size_t state = 2 * progress.done + !progress.building.empty();
-    if (std::exchange(reported, state) == state) return;
+    if (reported == state && Clock::now() - reported_at < kReportPeriod) return;
+    reported = state;
+    reported_at = Clock::now();
   }
   options.progress(progress);
 }

@@ -32,10 +32,11 @@ struct FarmProgress {
 };
 
 struct FarmOptions {
-  int cores = 0;                                      // to compile on; 0: all that this process may use
-  std::function<void(const FarmProgress&)> progress;  // on build()'s thread, when something changed; may be empty
-  std::chrono::milliseconds hello_patience{500};      // then work begins without knowing who else is there
-  std::chrono::milliseconds least_overdue{250};       // no kernel is built a second time before
+  int cores = 0;  // to compile on; 0: all that this process may use
+  std::function<void(const FarmProgress&)>
+      progress;  // on build()'s thread, when something changed, and now and then; may be empty
+  std::chrono::milliseconds hello_patience{500};  // then work begins without knowing who else is there
+  std::chrono::milliseconds least_overdue{250};   // no kernel is built a second time before
 };
 
 struct FarmReport {

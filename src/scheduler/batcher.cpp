@@ -418,6 +418,7 @@ SchedulerLoad& SchedulerLoad::operator+=(const SchedulerLoad& other) {
   generated_tokens += other.generated_tokens;
   retractions += other.retractions;
   aborted += other.aborted;
+  compiles_after_ready += other.compiles_after_ready;
   generation_rate += other.generation_rate;
   return *this;
 }

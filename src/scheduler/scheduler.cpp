@@ -156,6 +156,7 @@ SchedulerLoad Scheduler::load() const {
   SchedulerLoad load = state_->published;
   load.queued = state_->queued;
   load.generation_rate = state_->rate.per_second(Clock::now());
+  load.compiles_after_ready = state_->executor.compiles_after_ready();
   return load;
 }
 

@@ -54,7 +54,8 @@ struct SchedulerLoad {
   uint64_t generated_tokens = 0;
   uint64_t retractions = 0;
   uint64_t aborted = 0;
-  double generation_rate = 0;  // tokens per second, over the last few seconds
+  uint64_t compiles_after_ready = 0;  // of the whole engine
+  double generation_rate = 0;         // tokens per second, over the last few seconds
 
   // Of two data-parallel ranks together.
   SchedulerLoad& operator+=(const SchedulerLoad& other);

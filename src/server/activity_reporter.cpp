@@ -34,6 +34,12 @@ void ActivityReporter::watch(const std::shared_ptr<comm::World>& world) {
   world_ = world;
 }
 
+void ActivityReporter::watch_start(std::vector<StartRecord> of_all_hosts) {
+  const std::lock_guard lock(mutex_);
+  start_ = std::move(of_all_hosts);
+  start_at_ = std::chrono::steady_clock::now();
+}
+
 void ActivityReporter::run() {
   const sigset_t set = question();
   while (true) {
@@ -47,15 +53,17 @@ void ActivityReporter::run() {
 // At a level that most logs show: somebody has asked.
 void ActivityReporter::report() {
   std::shared_ptr<comm::World> world;
+  std::vector<std::string> start;
   {
     const std::lock_guard lock(mutex_);
     world = world_.lock();
+    start = describe(aged(start_, start_at_));
   }
-  if (!world) {
-    log::warning("SIGUSR1: no ranks yet, or no more: the engine starts, meets the other hosts, or ends");
-    return;
-  }
-  log::warning("SIGUSR1: what the ranks here are doing\n  {}", fmt::join(world->describe_activity(), "\n  "));
+  if (!start.empty()) log::warning("SIGUSR1: the engine starts\n  {}", fmt::join(start, "\n  "));
+  if (world)
+    log::warning("SIGUSR1: what the ranks here are doing\n  {}", fmt::join(world->describe_activity(), "\n  "));
+  else if (start.empty())
+    log::warning("SIGUSR1: no ranks yet, or no more: the engine begins to start, or ends");
 }
 
 }  // namespace plait

@@ -38,6 +38,25 @@ std::string percent_decoded(std::string_view text) {
   return decoded;
 }
 
+json::array start_up_of(const EngineSupervisor& supervisor, bool with_ended) {
+  json::array phases;
+  for (const StartRecord& record : supervisor.start_records()) {
+    if (record.phase == StartPhase::kServing || (record.ended && !with_ended)) continue;
+    json::object phase{{"host", record.host},
+                       {"ranks", json::array{record.first_rank, record.first_rank + record.ranks - 1}},
+                       {"phase", name_of(record.phase)},
+                       {"item", record.item},
+                       {"seconds", std::round(record.seconds * 1000) / 1000},
+                       {"ended", record.ended}};
+    if (record.total > 0) {
+      phase["done"] = record.done;
+      phase["total"] = record.total;
+    }
+    phases.push_back(std::move(phase));
+  }
+  return phases;
+}
+
 std::string_view word_of(EnginePhase phase) {
   switch (phase) {
     case EnginePhase::kStarting:
@@ -94,7 +113,9 @@ json::object Api::status() const {
 }
 
 void Api::health(const ExchangePointer& exchange) {
-  HttpResponse response = json_response(status(), front_end_.healthy() ? 200 : 503);
+  json::object body = status();
+  if (!front_end_.healthy()) body["start_up"] = start_up_of(front_end_.supervisor(), /*with_ended=*/false);
+  HttpResponse response = json_response(body, front_end_.healthy() ? 200 : 503);
   if (response.status != 200) response.headers.emplace_back("Retry-After", "1");
   exchange->respond(std::move(response));
 }
@@ -168,6 +189,7 @@ void Api::server_info(const ExchangePointer& exchange) {
   json::array states;
   for (const auto& replica : front_end_.replicas()) states.push_back(state_of(*replica, states.size()));
   info["internal_states"] = std::move(states);
+  info["start_up"] = start_up_of(front_end_.supervisor(), /*with_ended=*/true);
   exchange->respond(json_response(info));
 }
 

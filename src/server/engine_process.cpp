@@ -8,6 +8,7 @@
 
 #include "base/log.h"
 #include "scheduler/scheduler.h"
+#include "server/activity_reporter.h"
 #include "server/frame_socket.h"
 #include "server/output_sender.h"
 #include "server/serve.h"
@@ -132,9 +133,23 @@ void leave_signals_to_the_front_end() {
   for (const int signal : {SIGINT, SIGTERM, SIGHUP}) ::signal(signal, SIG_IGN);
 }
 
-Result<LoadedEngine> load_engine(const EngineOptions& options, ActivityReporter& reporter) {
-  const auto met = [&reporter](const std::shared_ptr<comm::World>& world) { reporter.watch(world); };
-  PLAIT_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::create(options, met));
+// Tells the front end, and whoever asks by signal, the same.
+class StartReporter : public StartListener {
+ public:
+  StartReporter(FrameSocket& socket, ActivityReporter& activity) : socket_(socket), activity_(activity) {}
+  void met(const std::shared_ptr<comm::World>& world) override { activity_.watch(world); }
+  void moved(const std::vector<StartRecord>& of_all_hosts) override {
+    activity_.watch_start(of_all_hosts);
+    (void)socket_.send(encode(ProgressMessage{of_all_hosts}));
+  }
+
+ private:
+  FrameSocket& socket_;
+  ActivityReporter& activity_;
+};
+
+Result<LoadedEngine> load_engine(const EngineOptions& options, StartListener& listener) {
+  PLAIT_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::create(options, &listener));
   LoadedEngine loaded;
   const MemoryPlan& memory = engine->memory_plan();
   loaded.info = {.vocab_size = engine->config().vocab_size,
@@ -160,7 +175,8 @@ void report_life(FrameSocket& socket, const LoadedEngine& engine) {
     auto frame = socket.receive(kReportMs);
     if (frame.has_error()) _exit(1);
     if (*frame && (*frame)->kind == FrameKind::kShutdown) _exit(0);
-    const SchedulerLoad load{.steps = engine.followed_steps()};
+    const SchedulerLoad load{.steps = engine.followed_steps(),
+                             .compiles_after_ready = engine.executor->compiles_after_ready()};
     if (socket.send(encode(load)).has_error()) _exit(1);
   }
 }
@@ -189,10 +205,9 @@ int run_engine_process(int descriptor, const EngineLoader& load) {
   log::Level level = log::Level::kInfo;
   log::parse_level(options->log_level, level);
   log::initialise(level, options->log_name);
-  ActivityReporter reporter;
-
-  (void)socket.send(encode(ProgressMessage{"loading the model"}));
-  auto loaded = load(options->engine, reporter);
+  ActivityReporter activity;
+  StartReporter start_reporter(socket, activity);
+  auto loaded = load(options->engine, start_reporter);
   if (loaded.has_error()) {
     const Error& error = loaded.error();
     (void)socket.send(encode(FailedMessage{error.kind, error.message}));

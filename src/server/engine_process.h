@@ -10,7 +10,6 @@
 
 #include "base/error.h"
 #include "engine/engine.h"
-#include "server/activity_reporter.h"
 #include "server/messages.h"
 
 namespace plait {
@@ -24,8 +23,7 @@ struct LoadedEngine {
   // Set if there are other hosts, which end with this one: Engine::end.
   std::function<void()> end;
 };
-// Shows the reporter its ranks as soon as there are any.
-using EngineLoader = std::function<Result<LoadedEngine>(const EngineOptions&, ActivityReporter&)>;
+using EngineLoader = std::function<Result<LoadedEngine>(const EngineOptions&, StartListener&)>;
 
 // Returns the exit status of the process.
 int run_engine_process(int socket, const EngineLoader& load);

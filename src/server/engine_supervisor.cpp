@@ -43,7 +43,7 @@ EngineSupervisor::EngineSupervisor(EventLoop& loop, const ServeOptions& options,
       replica_(replica),
       engine_process_(replica ? fmt::format("engine process of replica {}", *replica) : "engine process"),
       events_(std::move(events)),
-      link_(loop, {.progress = [this](const ProgressMessage& message) { set_activity(message.phase); },
+      link_(loop, {.progress = [this](ProgressMessage message) { on_progress(std::move(message)); },
                    .ready = [this](const EngineInfo& info) { on_ready(info); },
                    .failed = [this](FailedMessage message) { failure_ = std::move(message); },
                    .outputs =
@@ -64,6 +64,17 @@ EngineSupervisor::EngineSupervisor(EventLoop& loop, const ServeOptions& options,
 void EngineSupervisor::set_activity(std::string activity) {
   activity_ = std::move(activity);
   activity_since_ = Clock::now();
+}
+
+void EngineSupervisor::on_progress(ProgressMessage message) {
+  start_records_ = std::move(message.records);
+  start_records_at_ = Clock::now();
+  if (std::string activity = summary(start_records_); !activity.empty() && activity != activity_)
+    set_activity(std::move(activity));
+}
+
+std::vector<StartRecord> EngineSupervisor::start_records() const {
+  return aged(start_records_, start_records_at_);
 }
 
 double EngineSupervisor::seconds_in_activity() const {
@@ -92,6 +103,7 @@ void EngineSupervisor::start() {
 
 void EngineSupervisor::launch() {
   failure_.reset();
+  start_records_.clear();
   silent_looks_ = 0;
   set_activity("starting the engine process");
   EngineOptions engine = options_.engine;
@@ -111,6 +123,9 @@ void EngineSupervisor::on_ready(const EngineInfo& info) {
   info_ = info;
   load_ = {};
   phase_ = EnginePhase::kReady;
+  // Nothing more is said of them.
+  start_records_ = start_records();
+  for (StartRecord& record : start_records_) record.ended = true;
   set_activity("serving");
   progress_at_ = Clock::now();
   if (again) log::info("{} ({}) is ready after {}", engine_process_, pid(), format_seconds(info.start_seconds));

@@ -6,6 +6,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "server/engine_link.h"
 #include "server/event_loop.h"
@@ -46,6 +47,8 @@ class EngineSupervisor {
   EnginePhase phase() const { return phase_; }
   const std::string& activity() const { return activity_; }  // "loading the model"
   double seconds_in_activity() const;
+  // What all hosts do and did while the engine started, as of now.
+  std::vector<StartRecord> start_records() const;
   const std::optional<EngineInfo>& info() const { return info_; }  // of the engine that runs, or ran last
   const SchedulerLoad& load() const { return load_; }
   uint64_t restarts() const { return restarts_; }
@@ -62,6 +65,7 @@ class EngineSupervisor {
   void give_up(const Error& why);
   bool other_hosts() const { return options_.engine.parallel.nnodes > 1; }
   void set_activity(std::string activity);
+  void on_progress(ProgressMessage message);
 
   EventLoop& loop_;
   const ServeOptions& options_;
@@ -78,6 +82,8 @@ class EngineSupervisor {
   EnginePhase phase_ = EnginePhase::kStarting;
   std::string activity_ = "starting the engine process";
   Clock::time_point activity_since_ = Clock::now();
+  std::vector<StartRecord> start_records_;
+  Clock::time_point start_records_at_;
   std::optional<EngineInfo> info_;
   std::optional<FailedMessage> failure_;
   SchedulerLoad load_;

@@ -25,9 +25,9 @@ void describe_request(IO& io, M& m) {
 template <typename IO, typename M>
 void describe_load(IO& io, M& m) {
   auto& [running, queued, kv_tokens, kv_used_tokens, kv_evictable_tokens, steps, prompt_tokens, cached_prompt_tokens,
-         generated_tokens, retractions, aborted, generation_rate] = m;
+         generated_tokens, retractions, aborted, compiles_after_ready, generation_rate] = m;
   fields(io, running, queued, kv_tokens, kv_used_tokens, kv_evictable_tokens, steps, prompt_tokens,
-         cached_prompt_tokens, generated_tokens, retractions, aborted, generation_rate);
+         cached_prompt_tokens, generated_tokens, retractions, aborted, compiles_after_ready, generation_rate);
 }
 
 template <typename IO, typename M>
@@ -81,13 +81,14 @@ template <typename IO, typename M>
 void describe_engine_options(IO& io, M& m) {
   auto& [model_path, config_overrides, dummy_weights, dtype, implementation, threads, page_tokens, mem_fraction_static,
          memory_bytes, max_total_tokens, max_running_requests, chunked_prefill_tokens, context_tokens,
-         keep_routed_experts, overlap, parallel, hosts] = m;
+         keep_routed_experts, overlap, disaggregation, parallel, hosts] = m;
   io(model_path);
   io.json(config_overrides);
   fields(io, dummy_weights, dtype);
   io.enumerator(implementation, kernels::Implementation::kFast);
   fields(io, threads, page_tokens, mem_fraction_static, memory_bytes, max_total_tokens, max_running_requests,
          chunked_prefill_tokens, context_tokens, keep_routed_experts, overlap);
+  io.enumerator(disaggregation, DisaggregationMode::kDecode);
   describe_parallel(io, parallel);
   describe_hosts(io, hosts);
 }
@@ -123,7 +124,10 @@ constexpr auto kRequest = [](auto& io, auto& m) { describe_request(io, m); };
 constexpr auto kAbort = [](auto& io, auto& m) { io(m.id); };
 constexpr auto kFlushCache = [](auto& io, auto& m) { io(m.ticket); };
 constexpr auto kFlushed = [](auto& io, auto& m) { fields(io, m.ticket, m.flushed); };
-constexpr auto kProgress = [](auto& io, auto& m) { io(m.phase); };
+constexpr auto kProgress = [](auto& io, auto& m) {
+  io.sequence(m.records, kStartRecordBytes,
+              [](auto& element_io, auto& record) { describe_start_record(element_io, record); });
+};
 constexpr auto kInfo = [](auto& io, auto& m) { describe_info(io, m); };
 constexpr auto kFailed = [](auto& io, auto& m) {
   io.enumerator(m.kind, ErrorKind::kInternal);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "engine/start_records.h"
 #include "scheduler/request.h"
 #include "scheduler/scheduler.h"
 #include "server/frames.h"
@@ -37,9 +38,9 @@ struct FlushedMessage {
   bool flushed = false;  // false: requests were running or waiting
 };
 
-// A step of the engine's start: "load weights".
+// What all hosts of an engine that starts are doing, and have done.
 struct ProgressMessage {
-  std::string phase;
+  std::vector<StartRecord> records;
 };
 
 // The engine serves from now on; what it found out while loading.

@@ -68,7 +68,8 @@ struct Metrics::State {
 
   prometheus::Labels labels;
   prometheus::Registry registry;
-  uint64_t earlier_retractions = 0;  // an engine's own count starts again with it
+  uint64_t earlier_retractions = 0;  // an engine's own counts start again with it
+  uint64_t earlier_compiles = 0;
 
   prometheus::Counter& prompt_tokens = counter("sglang:prompt_tokens_total", "Prompt tokens processed.");
   prometheus::Counter& cached_tokens =
@@ -79,6 +80,8 @@ struct Metrics::State {
       counter("sglang:num_aborted_requests_total", "Requests that ended without their answer.");
   prometheus::Counter& deaths =
       counter("plait:engine_deaths_total", "Engine processes that died and had to be replaced.");
+  prometheus::Counter& compiles =
+      counter("plait:compiles_after_ready_total", "Kernels that were compiled while serving: each is a defect.");
   prometheus::Gauge& retracted =
       gauge("sglang:num_retracted_reqs", "Times a running request gave its KV memory back, since the start.");
   prometheus::Gauge& unfinished =
@@ -118,14 +121,17 @@ void Metrics::finished(double seconds_since_arrival, bool aborted) {
 void Metrics::engine_died(const SchedulerLoad& last_load) {
   state_->deaths.Increment();
   state_->earlier_retractions += last_load.retractions;
+  state_->earlier_compiles += last_load.compiles_after_ready;
 }
 
 std::string Metrics::expose(size_t unfinished, std::span<const SchedulerLoad* const> loads) {
   uint64_t retractions = state_->earlier_retractions;
+  uint64_t compiles = state_->earlier_compiles;
   prometheus::Registry engines;
   for (size_t replica = 0; replica < loads.size(); ++replica) {
     if (loads[replica] == nullptr) continue;
     retractions += loads[replica]->retractions;
+    compiles += loads[replica]->compiles_after_ready;
     prometheus::Labels labels = state_->labels;
     if (loads.size() > 1) labels.emplace("dp_rank", std::to_string(replica));
     for (const Gauge& gauge : kGauges) {
@@ -134,6 +140,7 @@ std::string Metrics::expose(size_t unfinished, std::span<const SchedulerLoad* co
     }
   }
   state_->unfinished.Set(static_cast<double>(unfinished));
+  state_->compiles.Increment(std::max(0.0, static_cast<double>(compiles) - state_->compiles.Value()));
   state_->retracted.Set(static_cast<double>(retractions));
   const prometheus::TextSerializer serializer;
   return serializer.Serialize(state_->registry.Collect()) + serializer.Serialize(engines.Collect());

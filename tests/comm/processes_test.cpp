@@ -61,6 +61,46 @@ TEST(Processes, EveryCollectiveIsRightOverGloo) {
   fmt::print("gloo: {} collectives of 2 to 8 processes compared bit by bit\n", cases);
 }
 
+// While node 0 waits in a collective that the others have not begun.
+TEST(Processes, NotesReachNodeZeroAndTheLastOneCounts) {
+  const int64_t seen = run_world({1, 1, 1}, [](World& world) {
+    testing::Report report;
+    auto all = world.communicator("all", all_ranks(world), world.this_node());
+    if (all.has_error()) {
+      report.failures.push_back(all.error().message);
+      return report;
+    }
+    const auto text_of = [](int node, int i) { return fmt::format("node {} is at {}", node, i); };
+    if (world.this_node() != 0) {
+      for (int i = 0; i <= 20; ++i) {
+        world.set_note(text_of(world.this_node(), i) + std::string(i == 19 ? 60'000 : 0, '.'));
+        std::this_thread::sleep_for(5ms);
+      }
+      if (all.value().barrier("end").has_error()) report.failures.emplace_back("barrier");
+      return report;
+    }
+    std::thread waiting([&] {
+      if (all.value().barrier("end").has_error()) report.failures.emplace_back("barrier");
+    });
+    const auto until = std::chrono::steady_clock::now() + 20s;
+    std::vector<std::string> last(3);
+    while ((last[1] != text_of(1, 20) || last[2] != text_of(2, 20)) && std::chrono::steady_clock::now() < until) {
+      for (const NodeNote& note : world.notes()) {
+        report.cases += note.text != last[static_cast<size_t>(note.node)];
+        last[static_cast<size_t>(note.node)] = note.text;
+      }
+      std::this_thread::sleep_for(1ms);
+    }
+    waiting.join();
+    for (int node : {1, 2})
+      if (last[static_cast<size_t>(node)] != text_of(node, 20))
+        report.failures.push_back("last: " + last[static_cast<size_t>(node)]);
+    return report;
+  });
+  EXPECT_GE(seen, 2);
+  fmt::print("notes: node 0 saw {} of 42\n", seen);
+}
+
 TEST(Processes, MixedGroupsGiveTheBitsOfLocalOnes) {
   int64_t cases = 0;
   const std::vector<std::vector<int>> shapes = {{2, 1}, {1, 3}, {2, 2}, {3, 1, 2}, {4, 4}};

@@ -109,7 +109,7 @@ TEST(Rendezvous, AnotherProtocolIsToldSo) {
   const auto answer = read_frame(socket.get(), deadline).value();
   EXPECT_EQ(answer.type, FrameType::kRefuse);
   EXPECT_THAT(std::string(answer.payload.begin(), answer.payload.end()),
-              HasSubstr("protocol 99 (plait 9.9) cannot join protocol 1"));
+              HasSubstr(fmt::format("protocol 99 (plait 9.9) cannot join protocol {}", kControlVersion)));
   host.join();
 }
 

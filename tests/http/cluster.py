@@ -116,14 +116,15 @@ class OtherHost:
 
 
 class Cluster:
-    """A server on several hosts. `flags_of`: more flags of single hosts."""
+    """A server on several hosts. `flags_of`: more flags of single hosts; `environment_of`: variables of single hosts."""
 
     MEETING_PORT = 29500
 
-    def __init__(self, plait, hosts, *flags, model, flags_of=None, ready=True):
+    def __init__(self, plait, hosts, *flags, model, flags_of=None, environment_of=None, ready=True):
         self.plait, self.count, self.model, self.ready = plait, hosts, model, ready
         self.flags = [str(flag) for flag in flags]
         self.flags_of = flags_of or {}
+        self.environment_of = environment_of or {}
 
     def __enter__(self):
         self.cleanup = contextlib.ExitStack()
@@ -143,17 +144,21 @@ class Cluster:
         for host in range(1, self.count):
             other = OtherHost(
                 self.plait, *common, "--node-rank", str(host), *self.flags_of.get(host, ()),
-                model=self.model_of(host), program_prefix=self.network.prefix(host),
+                model=self.model_of(host), program_prefix=self.prefix(host),
             )  # fmt: skip
             self.cleanup.callback(other.stop)
             self.others.append(other)
         self.first = Server(
             self.plait, *common, *self.flags_of.get(0, ()),
-            model=self.model_of(0), host=self.network.addresses[0], program_prefix=self.network.prefix(0),
+            model=self.model_of(0), host=self.network.addresses[0], program_prefix=self.prefix(0),
         )  # fmt: skip
         self.cleanup.callback(self.first.stop)
         if self.ready:
             self.first.wait_ready()
+
+    def prefix(self, host):
+        variables = [f"{name}={value}" for name, value in self.environment_of.get(host, {}).items()]
+        return (*self.network.prefix(host), "env", *variables)
 
     def model_of(self, host):
         return self.model[host] if isinstance(self.model, dict) else self.model

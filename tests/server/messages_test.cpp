@@ -182,6 +182,8 @@ TEST(Messages, NoBytesDoHarm) {
   try_all(encode(example_outputs()), [](const std::string& bytes) { return decode_outputs(bytes); });
   try_all(encode(EngineProcessOptions{}), [](const std::string& bytes) { return decode_options(bytes); });
   try_all(encode(EngineInfo{}), [](const std::string& bytes) { return decode_ready(bytes); });
+  try_all(encode(ProgressMessage{{{.phase = StartPhase::kKernels, .item = "a"}, {.phase = StartPhase::kWeights}}}),
+          [](const std::string& bytes) { return decode_progress(bytes); });
   try_all(encode(FailedMessage{ErrorKind::kIo, "x"}), [](const std::string& bytes) { return decode_failed(bytes); });
   try_all(encode(SchedulerLoad{}), [](const std::string& bytes) { return decode_load(bytes); });
   std::printf("tried %d broken payloads, %d refused, none did harm\n", cases, refused);

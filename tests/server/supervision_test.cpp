@@ -25,7 +25,7 @@ constexpr int32_t kHangs = 91;
 constexpr int64_t kPages = 512;
 constexpr int64_t kPageTokens = 4;
 
-Result<LoadedEngine> load_fake(const EngineOptions& options, ActivityReporter&) {
+Result<LoadedEngine> load_fake(const EngineOptions& options, StartListener&) {
   if (options.model_path == "broken") return corrupt("config.json is broken");
   if (options.model_path == "dies") raise(SIGKILL);
   auto model = std::make_unique<FakeModel>(kPages, kPageTokens);

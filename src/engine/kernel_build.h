@@ -1,0 +1,72 @@
+// The kernels of a host's ranks while an engine starts: what they are, and having them built together with the other
+// hosts. CPU ranks have none, but in rehearsals (kernel_rehearsal.h).
+//
+// Owns compiler, cache and farm for as long as the engine lives. Calls in their order, by one thread; stop() and
+// compiles_after_ready() by any.
+#pragma once
+
+#include <functional>
+#include <future>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "comm/world.h"
+#include "engine/engine.h"
+#include "jit/build_farm.h"
+#include "jit/cache.h"
+#include "jit/manifest.h"
+
+namespace plait {
+
+class KernelLink;
+
+// A pure function, the same on every host.
+using ManifestOfRank = std::function<jit::KernelManifest(int rank)>;
+// What the environment asks for; empty: no rank has kernels.
+Result<ManifestOfRank> rehearsed_manifests(DisaggregationMode role);
+
+class KernelBuild {
+ public:
+  KernelBuild(int hosts, int ranks_per_host, const ManifestOfRank& manifest_of);
+  ~KernelBuild();
+
+  bool empty() const { return kernels_ == 0; }  // no rank anywhere has kernels
+  // What all hosts must agree on: which kernels all ranks have.
+  std::string digest() const;
+  // After the hosts have met: every host calls it, and then either build() or refuse().
+  Status open(std::shared_ptr<comm::World> world);
+
+  using Progress = std::function<void(const jit::FarmProgress&)>;
+  // Errors: no compiler; those of the farm.
+  Status build(int cores, const Progress& progress);
+  // Ends build() on every host.
+  void stop(const Error& why);
+  // Instead of build(), after an error before it.
+  void refuse(const Error& why);
+
+  // Nothing is to be compiled any more.
+  void expect_no_builds();
+  uint64_t compiles_after_ready() const { return cache_ ? cache_->counters().unexpected : 0; }
+
+ private:
+  using Loaded = Result<std::unique_ptr<jit::Compiler>>;
+  Status load_compiler();
+
+  size_t kernels_ = 0;
+  std::vector<std::vector<jit::KernelManifest>> of_hosts_;
+  std::shared_ptr<comm::World> world_;
+  std::unique_ptr<KernelLink> link_;  // null: one host
+  bool took_part_ = false;
+  std::future<Loaded> loading_;  // the compiler, which takes as long as hosts take to meet
+  std::unique_ptr<jit::Compiler> compiler_;
+  std::unique_ptr<jit::KernelCache> cache_;
+  std::mutex mutex_;  // of what follows
+  std::optional<Error> stopped_;
+  std::unique_ptr<jit::BuildFarm> farm_;
+};
+
+}  // namespace plait

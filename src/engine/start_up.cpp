@@ -11,6 +11,7 @@ namespace plait {
 namespace {
 
 constexpr std::chrono::milliseconds kTellPeriod{200};
+constexpr std::chrono::seconds kLogPeriod{10};
 
 double seconds_between(std::chrono::steady_clock::time_point begin, std::chrono::steady_clock::time_point end) {
   return std::chrono::duration<double>(end - begin).count();
@@ -111,10 +112,13 @@ void StartUp::serve() {
     changed_.notify_all();
   }
   thread_.join();
+  const std::lock_guard lock(mutex_);
+  world_.reset();
 }
 
 void StartUp::tell() {
-  std::string told;
+  std::string told, logged;
+  Clock::time_point logged_at = Clock::now();
   bool last = false;
   while (!last) {
     std::shared_ptr<comm::World> world;
@@ -130,6 +134,12 @@ void StartUp::tell() {
     if (world)
       for (const comm::NodeNote& note : world->notes())
         for (StartRecord& record : records_of(note)) all.push_back(std::move(record));
+    // For people at the terminal of this host, who see nothing of the others.
+    if (const std::string at = summary(all); at != logged && Clock::now() - logged_at >= kLogPeriod) {
+      log::info("starting: the slowest is at {}", at);
+      logged = at;
+      logged_at = Clock::now();
+    }
     if (std::string now = without_seconds(all); now != std::exchange(told, now)) {
       if (world) world->set_note(own);
       if (listener_) listener_->moved(all);

@@ -33,6 +33,8 @@ def test_names_types_and_labels(demo):
         assert found[f"sglang:{name}"].type == "gauge", name
     for name in HISTOGRAMS:
         assert found[f"sglang:{name}"].type == "histogram", name
+    compiles = found["plait:compiles_after_ready"]
+    assert compiles.type == "counter" and [sample.value for sample in compiles.samples] == [0]
     model = demo.info()["served_model_name"]
     for family in found.values():
         assert family.documentation

@@ -191,5 +191,24 @@ TEST(KernelCache, TheUsualDirectory) {
   with(cache != nullptr ? kept_cache.c_str() : nullptr, home != nullptr ? kept_home.c_str() : nullptr);
 }
 
+// Serving with everything that the manifest named: what is there is used, what is missing is built and counted.
+TEST(KernelCache, CompilesThatNobodyExpectsAreDoneAndCounted) {
+  const Folder folder;
+  FakeCompiler compiler;
+  {
+    KernelCache earlier(patient_options(folder.path()));
+    ASSERT_FALSE(earlier.get_or_build(numbered_source(1), compiler).has_error());
+  }
+  KernelCache cache(patient_options(folder.path()));
+  ASSERT_FALSE(cache.get_or_build(numbered_source(2), compiler).has_error());
+  EXPECT_EQ(cache.counters().unexpected, 0u);
+  cache.expect_no_builds();
+  ASSERT_FALSE(cache.get_or_build(numbered_source(1), compiler).has_error());
+  ASSERT_FALSE(cache.get_or_build(numbered_source(2), compiler).has_error());
+  EXPECT_EQ(cache.counters().unexpected, 0u);
+  ASSERT_FALSE(cache.get_or_build(numbered_source(3), compiler).has_error());
+  EXPECT_EQ(cache.counters().unexpected, 1u);
+}
+
 }  // namespace
 }  // namespace plait::jit

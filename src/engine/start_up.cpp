@@ -12,6 +12,7 @@ namespace {
 
 constexpr std::chrono::milliseconds kTellPeriod{200};
 constexpr std::chrono::seconds kLogPeriod{10};
+constexpr size_t kMaxItemBytes = 256;  // all records of a host fit a note
 
 double seconds_between(std::chrono::steady_clock::time_point begin, std::chrono::steady_clock::time_point end) {
   return std::chrono::duration<double>(end - begin).count();
@@ -83,6 +84,7 @@ void StartUp::note(StartPhase phase, std::string item, uint64_t done, uint64_t t
   const std::lock_guard lock(mutex_);
   Entry* entry = find(phase);
   PLAIT_ASSERT(entry != nullptr, "a phase has begun before there is news of it");
+  if (item.size() > kMaxItemBytes) item.resize(kMaxItemBytes);
   entry->record.item = std::move(item);
   entry->record.done = done;
   entry->record.total = total;

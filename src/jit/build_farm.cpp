@@ -457,7 +457,8 @@ void BuildFarm::State::report_progress() {
 }
 
 Result<FarmReport> BuildFarm::State::run() {
-  for (int i = 0; i < options.cores; ++i) threads.emplace_back([this] { work(); });
+  const size_t useful = std::min(static_cast<size_t>(options.cores), items.size());
+  for (size_t i = 0; i < useful; ++i) threads.emplace_back([this] { work(); });
   while (true) {
     go_on();
     report_progress();

@@ -63,6 +63,7 @@ class CpuEngine : public Engine {
   // one's orders (follow).
   Status start() {
     using Phase = StartUp::Phase;
+    kernels_->begin();
     const auto alone = [](Phase phase) { return StartUp::Row{.phases = {std::move(phase)}}; };
     // Until all ranks are ready, nobody's wait for another one has a limit.
     const StartUp::Row meeting[] = {alone({StartPhase::kMeeting, [this](auto&) { return meet(); }})};

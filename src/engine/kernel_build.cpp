@@ -56,7 +56,6 @@ KernelBuild::KernelBuild(int hosts, int ranks_per_host, const ManifestOfRank& ma
     kernels_ += manifest.kernels.size();
     of_hosts_[static_cast<size_t>(rank / ranks_per_host)].push_back(std::move(manifest));
   }
-  if (!empty()) loading_ = std::async(std::launch::async, [] { return jit::load_nvrtc(); });
 }
 
 KernelBuild::~KernelBuild() = default;
@@ -70,6 +69,10 @@ std::string KernelBuild::digest() const {
     }
   }
   return fmt::format("{} {}", kernels_, to_hex(sha256(all)).substr(0, 16));
+}
+
+void KernelBuild::begin() {
+  if (!empty()) loading_ = std::async(std::launch::async, [] { return jit::load_nvrtc(); });
 }
 
 Status KernelBuild::open(std::shared_ptr<comm::World> world) {

@@ -37,6 +37,8 @@ class KernelBuild {
   bool empty() const { return kernels_ == 0; }  // no rank anywhere has kernels
   // What all hosts must agree on: which kernels all ranks have.
   std::string digest() const;
+  // Begins to load the compiler, if there is anything to build: that takes as long as hosts take to meet.
+  void begin();
   // After the hosts have met: every host calls it, and then either build() or refuse().
   Status open(std::shared_ptr<comm::World> world);
 
@@ -61,7 +63,7 @@ class KernelBuild {
   std::shared_ptr<comm::World> world_;
   std::unique_ptr<KernelLink> link_;  // null: one host
   bool took_part_ = false;
-  std::future<Loaded> loading_;  // the compiler, which takes as long as hosts take to meet
+  std::future<Loaded> loading_;  // the compiler
   std::unique_ptr<jit::Compiler> compiler_;
   std::unique_ptr<jit::KernelCache> cache_;
   std::mutex mutex_;  // of what follows

@@ -7,6 +7,7 @@ The kernels are compiled by NVRTC and never run. Compiles are made longer by sle
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -95,7 +96,8 @@ def test_a_compiler_that_is_slower_than_any_wait_may_be(plait, tmp_path):
         assert seconds < 10, cluster.logs()
         info = cluster.first.info()
         assert info["engine_restarts"] == 0 and all(record["ended"] for record in info["start_up"]), info["start_up"]
-        assert cluster.first.post("/generate", {"text": "a", "sampling_params": {"max_new_tokens": 4}}).status_code == 200
+        reply = cluster.first.post("/generate", {"text": "a", "sampling_params": {"max_new_tokens": 4}})
+        assert reply.status_code == 200, reply.text
         assert cluster.first.metric("plait:compiles_after_ready_total") == 0
         helped = re.findall(r"\((\d+) in the place of", cluster.first.log())
         note(
@@ -106,7 +108,9 @@ def test_a_compiler_that_is_slower_than_any_wait_may_be(plait, tmp_path):
 
 def test_unequal_stages_share_the_work(plait, tmp_path):
     costs = [[3.0, 2.2, 1.5], [0.75] * 8, [1.1] * 10, [1.8, 1.6, 1.4, 0.3, 0.3, 0.3]]
-    kernels = [kernel(100 * rank + i, cost, [rank]) for rank, of_rank in enumerate(costs) for i, cost in enumerate(of_rank)]
+    kernels = [
+        kernel(100 * rank + i, cost, [rank]) for rank, of_rank in enumerate(costs) for i, cost in enumerate(of_rank)
+    ]
     work = sum(map(sum, costs))
     cores = 2
     hosts = {host: environment(tmp_path, kernels, cache=host) for host in range(4)}
@@ -124,21 +128,39 @@ def test_unequal_stages_share_the_work(plait, tmp_path):
     assert seconds < 1.5 * ideal, counts
 
 
-def test_a_host_that_dies_while_it_builds_ends_all_with_its_name(plait, tmp_path):
+@pytest.mark.parametrize("host", [0, 1])
+def test_a_host_that_dies_while_it_builds_ends_all_with_its_name(plait, tmp_path, host):
     kernels = [kernel(i, seconds=2) for i in range(40)]
     hosts = {host: environment(tmp_path, kernels) for host in range(2)}
     with Cluster(plait, 2, *EXPERTS, model=MODEL, environment_of=hosts, ready=False) as cluster:
         cluster.first.wait_listening()
         wait_until(lambda: len(phases(cluster.first, "kernels")) == 2, 20, "both hosts build")
-        os.kill(cluster.engine(1), signal.SIGKILL)
+        os.kill(cluster.engine(host), signal.SIGKILL)
         begin = time.monotonic()
         wait_until(cluster.gone, 10, "every process has ended\n" + cluster.logs())
         seconds = time.monotonic() - begin
         assert cluster.statuses() == [1, 1]
-        log = cluster.first.log()
-        assert re.search(r"the server ends: .*start-up, kernels: .*node 1 .*is lost", log), log
-        assert "it was at kernels: kernel_" in log, log
-    note(f"a host killed while it builds: all ended {seconds:.1f} s later, with its name and what it was at")
+        log = cluster.others[0].log() if host == 0 else cluster.first.log()
+        assert re.search(rf"(server|this host) ends: .*start-up, kernels: .*node {host} .*is lost", log), cluster.logs()
+        # The first host knows what the others were at.
+        assert host == 0 or "it was at kernels: kernel_" in log, log
+    note(f"host {host} killed while it builds: all ended {seconds:.1f} s later, with its name and the phase")
+
+
+def test_weights_that_cannot_be_read_end_the_build_of_kernels(plait, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(MODEL, broken)
+    weights = broken / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.truncate(weights.stat().st_size - 1000)
+    kernels = [kernel(i, seconds=1) for i in range(100)]
+    hosts = {host: environment(tmp_path, kernels) for host in range(2)}
+    flags = ["--dtype", "float32", "--tp-size", "2"]
+    with Cluster(plait, 2, *flags, model={0: MODEL, 1: broken}, environment_of=hosts, ready=False) as cluster:
+        wait_until(cluster.gone, 10, "every process has ended\n" + cluster.logs())
+        assert cluster.statuses() == [1, 1], cluster.logs()
+        end = cluster.first.log()[cluster.first.log().rindex("the server ends:") :]
+        assert "host 1 (" in end and "start-up, " in end and "model.safetensors" in end, cluster.logs()
 
 
 def test_restarts_find_their_kernels(plait, tmp_path):
@@ -192,8 +214,7 @@ def test_hosts_with_different_kernels_do_not_start(plait, tmp_path):
 def test_a_rehearsal_that_is_wrong_is_refused_by_name(plait, tmp_path):
     variables = environment(tmp_path, [{**kernel(0), "seconds": "long"}])
     command = [plait, "serve", "--model-path", MODEL, "--port", "0"]
-    ended = subprocess.run(
-        command, env={**os.environ, **{name: str(value) for name, value in variables.items()}}, capture_output=True, timeout=30
-    )
+    variables = {**os.environ, **{name: str(value) for name, value in variables.items()}}
+    ended = subprocess.run(command, env=variables, capture_output=True, timeout=30)
     assert ended.returncode == 1
     assert b"PLAIT_REHEARSE_KERNELS" in ended.stderr and b"kernels[0].seconds" in ended.stderr, ended.stderr

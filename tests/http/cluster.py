@@ -116,7 +116,7 @@ class OtherHost:
 
 
 class Cluster:
-    """A server on several hosts. `flags_of`: more flags of single hosts; `environment_of`: variables of single hosts."""
+    """A server on several hosts. `flags_of`: more flags of single hosts; `environment_of`: their variables."""
 
     MEETING_PORT = 29500
 

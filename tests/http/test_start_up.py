@@ -101,8 +101,8 @@ def test_a_compiler_that_is_slower_than_any_wait_may_be(plait, tmp_path):
         assert cluster.first.metric("plait:compiles_after_ready_total") == 0
         helped = re.findall(r"\((\d+) in the place of", cluster.first.log())
         note(
-            f"a host whose kernels take 10 s each, waits limited to {LIMIT_SECONDS} s: kernels of both hosts ready after "
-            f"{seconds:.1f} s, {helped[0]} of 12 built in its place"
+            f"a host whose kernels take 10 s each, waits limited to {LIMIT_SECONDS} s: kernels of both hosts ready "
+            f"after {seconds:.1f} s, {helped[0]} of 12 built in its place"
         )
 
 
@@ -184,7 +184,8 @@ def test_restarts_find_their_kernels(plait, tmp_path):
         warm = kernel_seconds(cluster.first)
         assert built(cluster.first.log()) == [(40, 0, 0)], cluster.logs()
     note(
-        f"40 kernels on 2 hosts: cold {cold:.2f} s; warm {warm:.3f} s; after a restart of one engine, then of the other, "
+        f"40 kernels on 2 hosts: cold {cold:.2f} s; warm {warm:.3f} s; after a restart of one engine, then of the "
+        "other, "
         + " and ".join(f"{value:.3f} s" for value in seconds)
     )
     assert sorted([warm, *seconds])[1] < 0.2

@@ -1,6 +1,6 @@
 // A small value that one thread at a time writes and any thread copies, without a lock.
 //
-// Writing costs a few stores and never waits; a copy that meets a write is taken again.
+// Writing costs a few stores and never waits; a copy that meets a write is taken again. Before the first one it is T{}.
 #pragma once
 
 #include <algorithm>
@@ -19,6 +19,8 @@ class Seqlock {
   static_assert(std::is_trivially_copyable_v<T>);
 
  public:
+  Seqlock() { store(T{}); }
+
   void store(const T& value) {
     const uint64_t version = version_.load(std::memory_order_relaxed);
     version_.store(version + 1, std::memory_order_relaxed);

@@ -13,6 +13,13 @@ struct Record {
   std::array<uint32_t, 33> all_alike{};
 };
 
+TEST(Seqlock, HoldsTheDefaultBeforeTheFirstWrite) {
+  struct Step {
+    int64_t number = -1;
+  };
+  EXPECT_EQ(Seqlock<Step>().load().number, -1);
+}
+
 TEST(Seqlock, ReadersNeverSeeHalfAWrite) {
   Seqlock<Record> shared;
   std::atomic<bool> over{false};

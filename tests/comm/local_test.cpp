@@ -212,8 +212,12 @@ std::string activity_with(const World& world, const std::string& text) {
 
 TEST(Local, EveryRankSaysWhatItWaitsFor) {
   auto world = World::local(3);
-  EXPECT_THAT(world->describe_activity(), ::testing::ElementsAre("rank 0 has no step to do", "rank 1 has no step to do",
-                                                                 "rank 2 has no step to do"));
+  const auto nothing_to_do =
+      ::testing::ElementsAre("rank 0 has no step to do", "rank 1 has no step to do", "rank 2 has no step to do");
+  EXPECT_THAT(world->describe_activity(), nothing_to_do);
+  const Result<Communicator> unused = world->communicator("unused", first_ranks(3), 1);
+  ASSERT_TRUE(unused.has_value());
+  EXPECT_THAT(world->describe_activity(), nothing_to_do) << "a group alone is no step";
   std::atomic<bool> barrier{false}, message{false};
   std::thread ranks([&] {
     run(*world, first_ranks(3), [&](Communicator& comm) -> Status {

@@ -74,6 +74,23 @@ def built(log):
     return [tuple(map(int, found)) for found in re.findall(pattern, log)]
 
 
+def what_engine_starts_with(cluster):
+    """What the first host's engine answers to SIGUSR1; its front end has to say what it says to clients."""
+    before = len(cluster.log(0))
+    os.kill(cluster.servers()[0], signal.SIGUSR1)
+    report = "SIGUSR1: the engine starts\n", "SIGUSR1: what the ranks here are doing\n"
+
+    def answer():
+        log = cluster.log(0)[before:]
+        return all(text in log for text in report) and log
+
+    log = wait_until(answer, 2, "the engine says what it does")
+    of_front_end = rf"engine process \({cluster.engine(0)}\): kernels: kernel_\d+ \(\d+ of 12\), host \d, for "
+    assert re.search(of_front_end, log), log
+    wait_until(lambda: re.search(r"\n  rank 0 .* has no step to do", cluster.log(0)[before:]), 1, "its ranks are idle")
+    return log[log.index(report[0]) : log.index(report[1])]
+
+
 def test_a_compiler_that_is_slower_than_any_wait_may_be(plait, tmp_path):
     """One host takes ten times the limit of a wait for each kernel. Nobody times out; the other host helps."""
     kernels = [kernel(i, seconds=1) for i in range(12)]
@@ -90,6 +107,10 @@ def test_a_compiler_that_is_slower_than_any_wait_may_be(plait, tmp_path):
         body, at = wait_until(both_build, 20, "both hosts say which kernel they build\n" + cluster.logs())
         assert body["phase"].startswith("kernels: kernel_") and "host" in body["phase"], body
         assert at[1]["ranks"] == [1, 1] and at[1]["total"] == 12 and not at[1]["ended"], at
+        said = what_engine_starts_with(cluster)
+        for host in range(2):
+            builds = rf"host {host} \(rank {host}\) has been in kernels for \S+ m?s: kernel_\d+ \(\d+ of 12\)"
+            assert re.search(builds, said), said
         cluster.first.wait_ready()
         seconds = kernel_seconds(cluster.first)
         assert seconds > LIMIT_SECONDS, "the build was no longer than a wait may be"

@@ -19,6 +19,7 @@
 #include "engine/routed_expert_pool.h"
 #include "engine/sampler.h"
 #include "model/model.h"
+#include "topology/disaggregation.h"
 #include "topology/parallel_config.h"
 
 namespace plait::comm {
@@ -28,10 +29,6 @@ class World;
 namespace plait {
 
 struct StartRecord;
-
-// Which steps an engine makes: all, or those of prompts or of generated tokens alone, the others being another
-// engine's.
-enum class DisaggregationMode : uint8_t { kNull, kPrefill, kDecode };
 
 // How the hosts of one engine wait for each other.
 struct HostsOptions {

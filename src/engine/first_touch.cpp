@@ -7,7 +7,7 @@
 namespace plait {
 namespace {
 
-const char* name_of(DisaggregationMode role) {
+const char* describe(DisaggregationMode role) {
   switch (role) {
     case DisaggregationMode::kNull:
       return "a node for everything";
@@ -80,7 +80,7 @@ std::vector<StepMode> touched_modes(DisaggregationMode role, const TouchRoom& ro
 Result<Step> first_touch_step(StepMode mode, DisaggregationMode role, const TouchRoom& room) {
   if (mode == StepMode::kVerify)
     return unsupported("verify steps need speculative decoding, which plait does not have");
-  if (!has_mode(role, mode)) return unsupported(fmt::format("{} makes no such steps", name_of(role)));
+  if (!has_mode(role, mode)) return unsupported(fmt::format("{} makes no such steps", describe(role)));
   StepBuilder builder(0);
   switch (mode) {
     case StepMode::kPrefill:

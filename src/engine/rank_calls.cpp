@@ -22,7 +22,6 @@ using cuda::QuantizeShape;
 constexpr int64_t kScaleBlock = 128;    // of FP8 weights
 constexpr int64_t kWidthMultiple = 16;  // of rows' widths: 16 bytes of e4m3, 8 numbers of bfloat16
 
-constexpr const char* kModeNames[] = {"null", "prefill", "decode"};
 constexpr const char* kMatrixNames[] = {"attention.query_latent", "attention.q_b", "attention.kv_b", "attention.o",
                                         "dense.gate_up",          "dense.down",    "shared.gate_up", "shared.down",
                                         "experts.gate_up",        "experts.down",  "lm_head"};
@@ -324,16 +323,6 @@ std::string describe_layers(std::span<const int64_t> layers) {
 }
 
 }  // namespace
-
-Result<DisaggregationMode> parse_disaggregation_mode(const std::string& word) {
-  for (size_t i = 0; i < std::size(kModeNames); ++i)
-    if (word == kModeNames[i]) return static_cast<DisaggregationMode>(i);
-  return invalid(fmt::format("--disaggregation-mode {}: choose null, prefill or decode", word));
-}
-
-const char* name_of(DisaggregationMode mode) {
-  return kModeNames[static_cast<int>(mode)];
-}
 
 const char* name_of(RankMatrix matrix) {
   return kMatrixNames[static_cast<int>(matrix)];

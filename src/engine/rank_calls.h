@@ -17,14 +17,10 @@
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/quantize.h"
 #include "layout/plan.h"
+#include "topology/disaggregation.h"
 #include "topology/topology.h"
 
 namespace plait {
-
-// What an engine's steps are: --disaggregation-mode. A node that only reads prompts never decodes, and the reverse.
-enum class DisaggregationMode : uint8_t { kNull, kPrefill, kDecode };
-Result<DisaggregationMode> parse_disaggregation_mode(const std::string& word);  // "null", "prefill", "decode"
-const char* name_of(DisaggregationMode mode);
 
 // Of all data-parallel ranks together.
 struct CallLimits {

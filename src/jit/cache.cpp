@@ -22,7 +22,7 @@ struct Found {
 };
 using Built = std::shared_future<Result<Found>>;
 
-double seconds_since(Clock::time_point begin) {
+double elapsed_seconds(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
@@ -205,7 +205,7 @@ Result<CachedKernel> KernelCache::get_or_build(const KernelSource& source, Compi
     const std::scoped_lock lock(state.mutex);
     if (const auto at = state.kernels.find(key); at != state.kernels.end()) {
       ++state.counters.memory;
-      return CachedKernel{at->second, KernelOrigin::kMemory, seconds_since(begin)};
+      return CachedKernel{at->second, KernelOrigin::kMemory, elapsed_seconds(begin)};
     }
     if (const auto at = state.building.find(key); at != state.building.end())
       others = at->second;
@@ -216,7 +216,7 @@ Result<CachedKernel> KernelCache::get_or_build(const KernelSource& source, Compi
     Result<Found> found = others.get();
     if (found.has_error()) return std::move(found).error();
     state.count(KernelOrigin::kMemory);
-    return CachedKernel{std::move(found).value().kernel, KernelOrigin::kMemory, seconds_since(begin)};
+    return CachedKernel{std::move(found).value().kernel, KernelOrigin::kMemory, elapsed_seconds(begin)};
   }
 
   Result<Found> found = state.find_or_build({source, compiler, key, wait_limit.value_or(state.options.wait_limit)});
@@ -228,7 +228,7 @@ Result<CachedKernel> KernelCache::get_or_build(const KernelSource& source, Compi
   promise.set_value(found);
   if (found.has_error()) return std::move(found).error();
   state.count(found.value().origin);
-  return CachedKernel{found.value().kernel, found.value().origin, seconds_since(begin)};
+  return CachedKernel{found.value().kernel, found.value().origin, elapsed_seconds(begin)};
 }
 
 std::optional<CachedKernel> KernelCache::find(const KernelSource& source, const CompilerIdentity& compiler) {
@@ -240,7 +240,7 @@ std::optional<CachedKernel> KernelCache::find(const KernelSource& source, const 
     const std::scoped_lock lock(state.mutex);
     if (const auto at = state.kernels.find(key); at != state.kernels.end()) {
       ++state.counters.memory;
-      return CachedKernel{at->second, KernelOrigin::kMemory, seconds_since(begin)};
+      return CachedKernel{at->second, KernelOrigin::kMemory, elapsed_seconds(begin)};
     }
   }
   if (!state.has_directory() || validate(source).has_error()) return std::nullopt;
@@ -249,7 +249,7 @@ std::optional<CachedKernel> KernelCache::find(const KernelSource& source, const 
   const std::scoped_lock lock(state.mutex);
   ++state.counters.disk;
   const auto at = state.kernels.emplace(key, share(*std::move(kernel))).first;
-  return CachedKernel{at->second, KernelOrigin::kDisk, seconds_since(begin)};
+  return CachedKernel{at->second, KernelOrigin::kDisk, elapsed_seconds(begin)};
 }
 
 Status KernelCache::add(const KernelSource& source, const CompilerIdentity& compiler, CompiledKernel kernel) {

@@ -183,56 +183,66 @@ double work_of(const Manifests& manifests) {
   return seconds;
 }
 
+// How fast a farm is can be seen only while nobody else keeps the machine from it, and how often it compiles, too: who
+// is slow is helped. So the first of several attempts that is as it should be counts, and the last one if none is.
+template <typename Attempt>
+void expect_of_some(const Attempt& attempt) {
+  for (int left = kSanitized ? 0 : 4; left > 0; --left)
+    if (attempt(/*last=*/false)) return;
+  attempt(/*last=*/true);
+}
+
 TEST(BuildFarm, FourUnequalStagesTakeTheirWorkThroughAllCores) {
   const Manifests manifests = four_stages();
   constexpr int kCores = 2;
-  for (const bool shares_files : {true, false}) {
-    const Folder folder;
-    std::vector<std::filesystem::path> directories;
-    for (int i = 0; i < 4; ++i) directories.push_back(shares_files ? folder.path() : folder.path() / std::to_string(i));
-    Farm farm(directories, {1, 1, 1, 1}, kCores);
-    const double seconds = farm.build(manifests);
-    farm.expect_complete(manifests);
-    const double ideal = work_of(manifests) / (4 * kCores);
-    std::printf(
-        "pp4, %d hosts of %d cores, %s: %.3f s; work / cores %.3f s, ratio %.2f; one stage after the other "
-        "%.3f s; %d compiles, %zu bytes of kernels sent\n",
-        4, kCores, shares_files ? "one directory" : "a directory each", seconds, ideal, seconds / ideal,
-        work_of(manifests) / kCores, farm.compiles(), farm.hub.entry_bytes());
-    EXPECT_EQ(farm.hub.entry_bytes() == 0, shares_files);
-    // The figure is printed; this is for a machine that does other things, too, and far from one stage after the other.
-    if (!kSanitized) {
-      EXPECT_LE(seconds, 2 * ideal);
-      EXPECT_EQ(farm.compiles(), 28);
-    }
-  }
+  for (const bool shares_files : {true, false})
+    expect_of_some([&](bool last) {
+      const Folder folder;
+      std::vector<std::filesystem::path> directories;
+      for (int i = 0; i < 4; ++i)
+        directories.push_back(shares_files ? folder.path() : folder.path() / std::to_string(i));
+      Farm farm(directories, {1, 1, 1, 1}, kCores);
+      const double seconds = farm.build(manifests);
+      farm.expect_complete(manifests);
+      const double ideal = work_of(manifests) / (4 * kCores);
+      std::printf(
+          "pp4, %d hosts of %d cores, %s: %.3f s; work / cores %.3f s, ratio %.2f; one stage after the other "
+          "%.3f s; %d compiles, %zu bytes of kernels sent\n",
+          4, kCores, shares_files ? "one directory" : "a directory each", seconds, ideal, seconds / ideal,
+          work_of(manifests) / kCores, farm.compiles(), farm.hub.entry_bytes());
+      EXPECT_EQ(farm.hub.entry_bytes() == 0, shares_files);
+      const bool as_it_should_be = seconds <= 1.2 * ideal && farm.compiles() == 28;
+      if (last && !kSanitized) EXPECT_TRUE(as_it_should_be);
+      return as_it_should_be;
+    });
 }
 
 TEST(BuildFarm, ASlowHostHoldsNobodyUp) {
   // Alone it would need ten times as long for its share as the others.
   const std::vector<int64_t> costs(32, 50);
   const Manifests manifests(4, {manifest(0, costs)});
-  for (const bool shares_files : {true, false}) {
-    const Folder folder;
-    std::vector<std::filesystem::path> directories;
-    for (int i = 0; i < 4; ++i) directories.push_back(shares_files ? folder.path() : folder.path() / std::to_string(i));
-    Farm farm(directories, {1, 10, 1, 1}, 2);
-    const double seconds = farm.build(manifests);
-    farm.expect_complete(manifests);
-    uint64_t helped = 0;
-    for (const auto& host : farm.hosts) helped += host->report->helped;
-    // The slow host has begun two kernels, which last 0.5 s there; its share alone would last 2 s.
-    std::printf(
-        "one of 4 hosts 10 times slower, %s: %.3f s (its share alone: 2 s; equally fast: 0.2 s), %d compiles "
-        "for 32 kernels, %llu in the place of others\n",
-        shares_files ? "one directory" : "a directory each", seconds, farm.compiles(),
-        static_cast<unsigned long long>(helped));
-    EXPECT_GE(helped, 4u);
-    if (!kSanitized) {
-      EXPECT_LT(seconds, 1.0);
-      EXPECT_LE(farm.compiles(), 40);
-    }
-  }
+  for (const bool shares_files : {true, false})
+    expect_of_some([&](bool last) {
+      const Folder folder;
+      std::vector<std::filesystem::path> directories;
+      for (int i = 0; i < 4; ++i)
+        directories.push_back(shares_files ? folder.path() : folder.path() / std::to_string(i));
+      Farm farm(directories, {1, 10, 1, 1}, 2);
+      const double seconds = farm.build(manifests);
+      farm.expect_complete(manifests);
+      uint64_t helped = 0;
+      for (const auto& host : farm.hosts) helped += host->report->helped;
+      // The slow host has begun two kernels, which last 0.5 s there; its share alone would last 2 s.
+      std::printf(
+          "one of 4 hosts 10 times slower, %s: %.3f s (its share alone: 2 s; equally fast: 0.2 s), %d compiles "
+          "for 32 kernels, %llu in the place of others\n",
+          shares_files ? "one directory" : "a directory each", seconds, farm.compiles(),
+          static_cast<unsigned long long>(helped));
+      EXPECT_GE(helped, 4u);
+      const bool as_it_should_be = seconds < 1.0 && farm.compiles() <= 40;
+      if (last && !kSanitized) EXPECT_TRUE(as_it_should_be);
+      return as_it_should_be;
+    });
 }
 
 TEST(BuildFarm, ASlowHostIsNotWaitedForWhenOnlyItsKernelsAreLeft) {

@@ -253,11 +253,14 @@ TEST(Local, EveryRankSaysWhatItWaitsFor) {
   said = activity_with(*world, "rank 0 has waited");
   EXPECT_THAT(said, ContainsRegex("rank 0 has waited [0-9.]* [mu]?s for rank 1 in all_to_all 'experts' of U8 "
                                   "\\(call 1 of group 'group', step 7\\)"));
+  // Each says so when it has come to it, and not before.
+  said = activity_with(*world, "rank 1 computes");
   EXPECT_THAT(said, HasSubstr("rank 1 computes in step 7"));
   barrier.store(true);
   said = activity_with(*world, "receiving");
   EXPECT_THAT(said,
               ContainsRegex("rank 0 has waited .* for rank 1 in receiving send 'tokens' of 1 U8 \\(group 'group'\\)"));
+  said = activity_with(*world, "rank 1 has no step");
   EXPECT_THAT(said, ContainsRegex("rank 1 has no step to do; its last call began .* ago: all_to_all 'experts' of U8 "
                                   "\\(call 1 of group 'group'\\)"));
   message.store(true);

@@ -2,14 +2,9 @@
 
 #include <numeric>
 
+#include "base/round.h"
+
 namespace plait {
-namespace {
-
-int64_t align_up(int64_t value, int64_t unit) {
-  return (value + unit - 1) / unit * unit;
-}
-
-}  // namespace
 
 const char* name_of(PaddingMode mode) {
   return mode == PaddingMode::kMaxLen ? "MAX_LEN" : "SUM_LEN";
@@ -34,7 +29,7 @@ PaddingMode choose_padding_mode(std::span<const int64_t> true_rows, const RowAli
   if (any_prefill && ranks > 1) return PaddingMode::kSumLen;
   int64_t sum = 0, most = 0;
   for (const int64_t rows : true_rows) {
-    const int64_t aligned = align_up(rows, alignment.value());
+    const int64_t aligned = round_up(rows, alignment.value());
     sum += aligned;
     most = std::max(most, aligned);
   }
@@ -43,7 +38,7 @@ PaddingMode choose_padding_mode(std::span<const int64_t> true_rows, const RowAli
 
 StepRows pad_rows(std::vector<int64_t> true_rows, const RowAlignment& alignment, PaddingMode mode) {
   StepRows rows{mode, std::move(true_rows), {}, {}};
-  for (const int64_t count : rows.true_rows) rows.padded_rows.push_back(align_up(count, alignment.value()));
+  for (const int64_t count : rows.true_rows) rows.padded_rows.push_back(round_up(count, alignment.value()));
   if (mode == PaddingMode::kMaxLen && !rows.padded_rows.empty())
     rows.padded_rows.assign(rows.padded_rows.size(),
                             *std::max_element(rows.padded_rows.begin(), rows.padded_rows.end()));

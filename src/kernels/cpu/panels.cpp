@@ -1,16 +1,13 @@
 #include "kernels/cpu/panels.h"
 
 #include "base/assert.h"
+#include "base/round.h"
 
 namespace plait::kernels {
 namespace {
 
 constexpr int64_t kPaddedInputs = 32;
 constexpr int64_t kF8GroupBytes = kScaleInputs * kPanelOutputs + kPanelOutputs * int64_t{sizeof(float)};
-
-int64_t round_up(int64_t value, int64_t unit) {
-  return (value + unit - 1) / unit * unit;
-}
 
 // Scatters rows of pairs into a panel: source row r goes to output first_output + r. `Pair` is two stored elements;
 // pairs of one output are 16 pairs apart. Inputs go in short stretches, so that the lines written stay in the L1 cache

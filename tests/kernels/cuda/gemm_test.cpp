@@ -91,6 +91,7 @@ class GemmTest : public GpuTest {
 
 const GemmConfig kConfigs[] = {
     {.block_m = 64, .block_n = 32, .stages = 8},
+    {.block_m = 64, .block_n = 64, .stages = 8},
     {.block_m = 64, .block_n = 128, .stages = 6},
     {.block_m = 128, .block_n = 112, .stages = 5, .band = 4},
     {.block_m = 128, .block_n = 128, .stages = 5, .share = GemmShare::kRows},

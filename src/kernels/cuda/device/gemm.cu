@@ -9,9 +9,9 @@
 // for both.
 //
 // Constants: ROWS (kDense, kContiguous, kMasked), ELEMENT_BYTES (1: e4m3, 2: bfloat16), N, K, GROUPS, BLOCK_M (64 a
-// warpgroup), BLOCK_N (a multiple of 16), STAGES, WAVE_N (columns of
-// one product; BLOCK_N if BF16), SHARE (kNothing, kRows, kWeights), BAND (of tile rows that are
-// walked through together), SHARED_BYTES. multiply() stands before this text: it depends on BLOCK_N and ELEMENT_BYTES.
+// warpgroup), BLOCK_N (a multiple of 16), WAVE_N (columns of one product; BLOCK_N if BF16), STAGES, SHARE (kNothing,
+// kRows, kWeights), BAND (of tile rows that are walked through together), SHARED_BYTES. multiply() stands before this
+// text: it depends on WAVE_N and ELEMENT_BYTES.
 
 enum { kDense, kContiguous, kMasked };
 enum { kNothing, kRows, kWeights };
@@ -231,8 +231,8 @@ class Reader {
   }
   __device__ __forceinline__ const Factors& factors() const { return factors_; }
 
-  // Begins the products of columns WAVE_N * wave and on of the stage that was waited for last, added to `sum` if they
-  // are not its `First`.
+  // Begins the products of columns WAVE_N * wave and on of the stage that was waited for last. They are added to `sum`,
+  // or if `First` they are all that is in it.
   template <bool First>
   __device__ __forceinline__ void begin(int wave, float (&sum)[WAVE_N / 2]) const {
     const uint64_t b = b_ + wave * (WAVE_N * kBlockBytes / 16);

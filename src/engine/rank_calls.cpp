@@ -22,9 +22,18 @@ using cuda::QuantizeShape;
 constexpr int64_t kScaleBlock = 128;    // of FP8 weights
 constexpr int64_t kWidthMultiple = 16;  // of rows' widths: 16 bytes of e4m3, 8 numbers of bfloat16
 
-constexpr const char* kMatrixNames[] = {"attention.query_latent", "attention.q_b", "attention.kv_b", "attention.o",
-                                        "dense.gate_up",          "dense.down",    "shared.gate_up", "shared.down",
-                                        "experts.gate_up",        "experts.down",  "lm_head"};
+constexpr const char* kMatrixNames[] = {"attention.query_latent",
+                                        "attention.q_b",
+                                        "attention.kv_b",
+                                        "attention.o",
+                                        "dense.gate_up",
+                                        "dense.down",
+                                        "router",
+                                        "shared.gate_up",
+                                        "shared.down",
+                                        "experts.gate_up",
+                                        "experts.down",
+                                        "lm_head"};
 
 // Rows of one data-parallel rank in the largest step of a kind.
 struct DpRows {
@@ -161,9 +170,7 @@ class CallList {
       case StageKind::kExperts:
         return experts(step, kind);
       case StageKind::kHead:
-        return add(RankMatrix::kHead,
-                   shape_of(GemmRows::kDense, GemmFormat::kBf16, round_up(shapes_.lm_head.out, 8), shapes_.lm_head.in),
-                   kind.logits(sharded));
+        return add(RankMatrix::kHead, logits_of(shapes_.lm_head.out), kind.logits(sharded));
       default:
         return;  // no weights, or the embedding's table
     }
@@ -247,6 +254,7 @@ class CallList {
   // Tokens are quantised where they are routed, once, and travel and are sorted like that.
   void experts(const StageStep& step, const StepKind& kind) {
     const AxisSet sharded = step.in.layout.sharded;
+    add(RankMatrix::kRouter, logits_of(facts_.experts), kind.tokens(sharded));
     if (step.stage.adds_shared) shared_expert(kind.tokens(sharded));
     const Width width = width_of(shapes_.expert);
     const bool fp8 = width.format == GemmFormat::kFp8;
@@ -273,6 +281,13 @@ class CallList {
 
   static GemmShape shape_of(GemmRows rows, GemmFormat format, int64_t n, int64_t k, int groups = 1) {
     return {.rows = rows, .format = format, .n = n, .k = k, .groups = groups};
+  }
+  // Logits, which are compared with each other: in float32 as on a CPU, by weights that checkpoints keep in bfloat16.
+  GemmShape logits_of(int64_t outputs) const {
+    return {.format = GemmFormat::kBf16,
+            .n = round_up(outputs, 8),
+            .k = config_.hidden_size,
+            .result = cuda::GemmResult::kF32};
   }
   QuantizeShape quantisation(int64_t k, bool gated, int groups) const {
     return {.k = k, .gated = gated, .power_of_two = config_.power_of_two_scales, .groups = groups};

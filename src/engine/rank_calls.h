@@ -38,6 +38,7 @@ enum class RankMatrix : uint8_t {
   kOutput,
   kDenseGateUp,
   kDenseDown,
+  kRouter,
   kSharedGateUp,
   kSharedDown,
   kExpertGateUp,

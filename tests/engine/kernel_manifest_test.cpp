@@ -41,7 +41,7 @@ class LaunchedKeys {
   const Digest& of(const cuda::DeviceModel& device, const Launch& launch) {
     if (const auto* gemm = std::get_if<GemmShape>(&launch.operation)) {
       const auto [choice, is_new] = chosen_.try_emplace(
-          {device.name, gemm->rows, gemm->format, gemm->n, gemm->k, gemm->groups, launch.rows}, nullptr);
+          {device.name, gemm->rows, gemm->format, gemm->n, gemm->k, gemm->groups, gemm->result, launch.rows}, nullptr);
       if (is_new) {
         const GemmKernel kernel = choose_gemm(device, *gemm, launch.rows);
         choice->second = &known(name_of(kernel), kernel, [&] { return source_of(kernel); });
@@ -70,7 +70,8 @@ class LaunchedKeys {
   }
 
   std::map<std::string, std::list<Entry>> entries_;
-  std::map<std::tuple<std::string, cuda::GemmRows, cuda::GemmFormat, int64_t, int64_t, int, int64_t>, const Digest*>
+  std::map<std::tuple<std::string, cuda::GemmRows, cuda::GemmFormat, int64_t, int64_t, int, cuda::GemmResult, int64_t>,
+           const Digest*>
       chosen_;
   size_t distinct_ = 0;
 };

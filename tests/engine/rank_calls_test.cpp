@@ -43,9 +43,10 @@ std::vector<RankCall> calls(const ModelConfig& config, const ParallelConfig& ask
 
 std::string text_of(const GemmShape& shape) {
   constexpr const char* kForms[] = {"dense", "contiguous", "masked"};
-  return fmt::format("{} {} {}x{}{}", shape.format == cuda::GemmFormat::kFp8 ? "fp8" : "bf16",
+  return fmt::format("{} {} {}x{}{}{}", shape.format == cuda::GemmFormat::kFp8 ? "fp8" : "bf16",
                      kForms[static_cast<int>(shape.rows)], shape.n, shape.k,
-                     shape.groups > 1 ? fmt::format(" g{}", shape.groups) : "");
+                     shape.groups > 1 ? fmt::format(" g{}", shape.groups) : "",
+                     shape.result == cuda::GemmResult::kF32 ? " to f32" : "");
 }
 std::string text_of(const QuantizeShape& shape) {
   return fmt::format("quantise {}{}{}", shape.gated ? "swiglu " : "", shape.k,
@@ -108,11 +109,12 @@ TEST(RankCalls, OfDeepseekV3WithDataParallelAttention) {
                           "layers 3-60 shared.gate_up: fp8 dense 4096x7168, prefill 1-256, decode 1-32",
                           "layers 3-60 shared.down (input): quantise swiglu 2048, prefill 1-256, decode 1-32",
                           "layers 3-60 shared.down: fp8 dense 7168x2048, prefill 1-256, decode 1-32",
+                          "layers 3-60 router: bf16 dense 256x7168 to f32, prefill 1-256, decode 1-32",
                           "layers 3-60 experts.gate_up (input): quantise 7168, prefill 1-256, decode 1-32",
                           "layers 3-60 experts.gate_up: fp8 contiguous 4096x7168 g32, prefill 128-20352 by 128",
                           "layers 3-60 experts.down (input): quantise swiglu 2048, prefill 128-20352 by 128",
                           "layers 3-60 experts.down: fp8 contiguous 7168x2048 g32, prefill 128-20352 by 128",
-                          "lm_head: bf16 dense 16160x7168, prefill 1-384, decode 1-256",
+                          "lm_head: bf16 dense 16160x7168 to f32, prefill 1-384, decode 1-256",
                           "layers 3-60 experts.gate_up: fp8 masked 4096x7168 g32, decode 1-8",
                           "layers 3-60 experts.down (input): quantise swiglu 2048 g32, decode 1-8",
                           "layers 3-60 experts.down: fp8 masked 7168x2048 g32, decode 1-8"));
@@ -126,11 +128,12 @@ TEST(RankCalls, OfDeepseekV2LiteOnOneRank) {
                           "layers 0-26 attention.o: bf16 dense 2048x2048, prefill 1-2048, decode 1-256",
                           "layer 0 dense.gate_up: bf16 dense 21888x2048, prefill 1-2048, decode 1-256",
                           "layer 0 dense.down: bf16 dense 2048x10944, prefill 1-2048, decode 1-256",
+                          "layers 1-26 router: bf16 dense 64x2048 to f32, prefill 1-2048, decode 1-256",
                           "layers 1-26 shared.gate_up: bf16 dense 5632x2048, prefill 1-2048, decode 1-256",
                           "layers 1-26 shared.down: bf16 dense 2048x2816, prefill 1-2048, decode 1-256",
                           "layers 1-26 experts.gate_up: bf16 contiguous 2816x2048 g64, prefill 768-20352 by 128",
                           "layers 1-26 experts.down: bf16 contiguous 2048x1408 g64, prefill 768-20352 by 128",
-                          "lm_head: bf16 dense 102400x2048, prefill 1-384, decode 1-256",
+                          "lm_head: bf16 dense 102400x2048 to f32, prefill 1-384, decode 1-256",
                           "layers 1-26 experts.gate_up: bf16 masked 2816x2048 g64, decode 1-24",
                           "layers 1-26 experts.down: bf16 masked 2048x1408 g64, decode 1-24"));
 }

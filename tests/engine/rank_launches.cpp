@@ -162,6 +162,11 @@ struct LaunchingRank::Products {
     if (format == GemmFormat::kFp8) quantize(matrix, k, false, 0, rows);
     launches.push_back({matrix, GemmShape{.format = format, .n = n, .k = k}, rows});
   }
+  void multiply_to_logits(RankMatrix matrix, int64_t n, int64_t rows) const {
+    const int64_t k = config.hidden_size;
+    launches.push_back(
+        {matrix, GemmShape{.format = GemmFormat::kBf16, .n = n, .k = k, .result = cuda::GemmResult::kF32}, rows});
+  }
   // gate_up, activation, down for rows in order of `form`.
   void feed_forward(RankMatrix gate_up, RankMatrix down, const FeedForwardShapes& shapes, GemmRows form, int groups,
                     int64_t rows) const {
@@ -222,6 +227,7 @@ std::vector<Launch> LaunchingRank::launches(const std::vector<Step>& of_dp_ranks
   const auto experts = [&](const StageStep& step) {
     const AxisSet sharded = step.in.layout.sharded;
     const int64_t count = tokens.count(sharded);
+    products.multiply_to_logits(RankMatrix::kRouter, up(facts_.experts, 8), count);
     if (step.stage.adds_shared)
       products.dense_feed_forward(RankMatrix::kSharedGateUp, RankMatrix::kSharedDown, shapes_.shared, count);
     const Range width = shapes_.expert.width;
@@ -274,8 +280,7 @@ std::vector<Launch> LaunchingRank::launches(const std::vector<Step>& of_dp_ranks
           experts(*step);
           break;
         case StageKind::kHead:
-          products.multiply(RankMatrix::kHead, GemmFormat::kBf16, up(shapes_.head_ids.size(), 8), hidden,
-                            logits.count(sharded));
+          products.multiply_to_logits(RankMatrix::kHead, up(shapes_.head_ids.size(), 8), logits.count(sharded));
           break;
         default:
           break;

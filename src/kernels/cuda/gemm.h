@@ -1,4 +1,4 @@
-// Products of rows of tokens with weights on Hopper: D = A * B^T with A [rows, k], B [n, k], D [rows, n] in bfloat16.
+// Products of rows of tokens with weights on Hopper: D = A * B^T with A [rows, k], B [n, k], D [rows, n].
 //
 // A GemmShape says what is multiplied, a GemmConfig how; both together are one kernel, in which only the row counts are
 // left open. gemm_source writes it, a Gemm launches it. Pure functions, but for Gemm, which belongs to the thread of
@@ -23,6 +23,11 @@ enum class GemmFormat {
   kFp8,   // e4m3; a float32 scale per row and 128 of k, and per 128 x 128 weights; summed in float32 every 128 of k
   kBf16,  // bfloat16, summed in float32
 };
+// What the float32 sums become in D.
+enum class GemmResult {
+  kBf16,
+  kF32,  // nothing else: for what is compared afterwards, as the router's and the head's logits
+};
 
 struct GemmShape {
   GemmRows rows = GemmRows::kDense;
@@ -30,11 +35,13 @@ struct GemmShape {
   int64_t n = 0;   // a multiple of 8
   int64_t k = 0;   // a multiple of 16 (kFp8) or 8 (kBf16)
   int groups = 1;  // weight matrices
+  GemmResult result = GemmResult::kBf16;
 
   bool operator==(const GemmShape&) const = default;
 };
 
 int64_t element_bytes(GemmFormat format);
+int64_t element_bytes(GemmResult result);
 
 // What two blocks of a cluster fetch together, each one half.
 enum class GemmShare { kNothing, kRows, kWeights };
@@ -52,7 +59,7 @@ struct GemmConfig {
 
 // kInvalid: says which number cannot be.
 Status validate(const GemmShape& shape, const GemmConfig& config);
-// "fp8_gemm_masked_n4096_k7168_g32_m128n128w1s4b8"
+// "fp8_gemm_masked_n4096_k7168_g32_m128n128w1s4b8", "bf16_gemm_dense_f32_n256_k7168_g1_m64n128w1s8b8"
 std::string name_of(const GemmShape& shape, const GemmConfig& config);
 int threads_of(const GemmConfig& config);
 int cluster_of(const GemmConfig& config);

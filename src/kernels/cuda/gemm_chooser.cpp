@@ -24,6 +24,7 @@ constexpr double kNarrowBandwidth = 0.9;        // of memory
 constexpr double kFetchSeconds = 1.1e-6;        // from asking for a stage until it is there
 constexpr double kBlockSeconds = 0.5e-6;        // of a block, beside others on its multiprocessor
 constexpr double kSharedTokenSeconds = 5.5e-8;  // of a token whose sums the blocks of a cluster put together
+constexpr double kAgainBandwidth = 4e10;        // of a multiprocessor, for weights that it or others have read before
 
 // Of the peak. A stage costs some columns more than it has: its barriers, its scales, its sums. One warpgroup alone
 // does not keep the tensor cores busy while it adds up.
@@ -47,7 +48,7 @@ double bytes_moved(const GemmShape& shape, int64_t rows) {
   const auto n = static_cast<double>(shape.n), k = static_cast<double>(shape.k);
   const double groups = shape.groups;
   const double all = static_cast<double>(rows) * (shape.rows == GemmRows::kMasked ? groups : 1);
-  return groups * n * k * element + all * k * element + all * n * 2;
+  return groups * n * k * element + all * k * element + all * n * static_cast<double>(element_bytes(shape.result));
 }
 
 int64_t row_tiles(const GemmShape& shape, const GemmConfig& config, int64_t rows) {
@@ -77,15 +78,30 @@ double seconds(const DeviceModel& device, const GemmShape& shape, const GemmConf
          together(rounds * tile, bytes_moved(shape, rows) / (device.read_bandwidth * kReachedBandwidth));
 }
 
+int64_t blocks_of(const GemmShape& shape, const NarrowGemmConfig& config, int64_t rows) {
+  return ceil_div(shape.n, 64) * config.split * ceil_div(rows, config.tokens);
+}
+int64_t blocks_at_once(const DeviceModel& device, const GemmShape& shape, const NarrowGemmConfig& config) {
+  return device.multiprocessors * (device.shared_bytes_per_block / shared_bytes_of(shape, config));
+}
+
 double seconds(const DeviceModel& device, const GemmShape& shape, const NarrowGemmConfig& config, int64_t rows) {
-  const int64_t blocks = ceil_div(shape.n, 64) * config.split * ceil_div(rows, config.tokens);
-  const int64_t at_once = device.multiprocessors * (device.shared_bytes_per_block / shared_bytes_of(shape, config));
-  const auto rounds = static_cast<double>(ceil_div(blocks, at_once));
+  const int64_t blocks = blocks_of(shape, config, rows);
+  const auto rounds = static_cast<double>(ceil_div(blocks, blocks_at_once(device, shape, config)));
   const auto stages = static_cast<double>(ceil_div(shape.k * element_bytes(shape.format), 128)) / config.split;
   const double waiting = rounds * stages * kFetchSeconds / config.stages;
-  const double reading = bytes_moved(shape, rows) / (device.read_bandwidth * kNarrowBandwidth);
+  const auto weights = static_cast<double>(shape.n * shape.k * element_bytes(shape.format));
+  const auto passes_again = static_cast<double>(ceil_div(rows, config.tokens) - 1);
+  const double reading = bytes_moved(shape, rows) / (device.read_bandwidth * kNarrowBandwidth) +
+                         passes_again * weights / (device.multiprocessors * kAgainBandwidth);
+  // Its tiles are those of a wide kernel with one warpgroup, turned over.
+  const double per_multiprocessor = peak(device, shape.format) / device.multiprocessors *
+                                    reached_peak(shape, {.block_m = 64, .block_n = config.tokens});
+  const auto blocks_of_one = static_cast<double>(ceil_div(blocks, device.multiprocessors));
+  const double computing =
+      blocks_of_one * 2.0 * 64 * config.tokens * static_cast<double>(shape.k) / (config.split * per_multiprocessor);
   const auto blocks_each = static_cast<double>(blocks) / device.multiprocessors;
-  return kLaunchSeconds + std::max(waiting, reading) + blocks_each * kBlockSeconds +
+  return kLaunchSeconds + std::max({waiting, reading, computing}) + blocks_each * kBlockSeconds +
          (config.split > 1 ? config.tokens * kSharedTokenSeconds : 0);
 }
 
@@ -120,15 +136,38 @@ void add_wide(const DeviceModel& device, const GemmShape& shape, std::vector<Gem
     }
 }
 
-// Those that have room for all rows at once: a second pass would read the weights again.
-void add_narrow(const GemmShape& shape, int64_t rows, std::vector<GemmKernel>& kernels) {
+constexpr int kNarrowStages = 4;       // so that several blocks fit on a multiprocessor
+constexpr int kMostNarrowStages = 16;  // where one is alone on its multiprocessor
+
+// With so few strips of 64 columns one pass leaves multiprocessors idle, however it is split: the router's product.
+bool is_small(const DeviceModel& device, const GemmShape& shape) {
+  return ceil_div(shape.n, 64) * 8 <= device.multiprocessors * 7 / 8;  // clusters of eight do not fill a GPU
+}
+
+// Those that have room for all rows at once: a second pass would read the weights again. With few of these, passes side
+// by side cost less than idle multiprocessors.
+void add_narrow(const DeviceModel& device, const GemmShape& shape, int64_t rows, std::vector<GemmKernel>& kernels) {
   if (shape.rows != GemmRows::kDense) return;
+  const bool small = is_small(device, shape);
+  const auto add = [&](NarrowGemmConfig config) {
+    if (!validate(shape, config).has_error()) kernels.push_back({shape, config});
+  };
   for (const int tokens : {8, 16, 32, 64}) {
     if (tokens < rows || tokens >= 2 * std::max<int64_t>(rows, 8)) continue;
     for (const int split : {1, 2, 4, 8}) {
-      const NarrowGemmConfig config{.tokens = tokens, .split = split, .stages = 4};
-      if (!validate(shape, config).has_error()) kernels.push_back({shape, config});
+      add({.tokens = tokens, .split = split, .stages = kNarrowStages});
+      if (!small) continue;
+      NarrowGemmConfig deep{.tokens = tokens, .split = split};
+      const int64_t stages = ceil_div(shape.k * element_bytes(shape.format), 128 * split);
+      const auto most = static_cast<int>(std::min<int64_t>(stages, kMostNarrowStages));
+      deep.stages = stages_that_fit(shape, deep, device.shared_bytes_per_block, most);
+      if (deep.stages > kNarrowStages) add(deep);
     }
+  }
+  for (const int tokens : {32, 64}) {
+    const NarrowGemmConfig config{.tokens = tokens, .split = 8, .stages = kNarrowStages};
+    const bool at_once = blocks_of(shape, config, rows) <= blocks_at_once(device, shape, config);
+    if (small && tokens < rows && at_once) add(config);
   }
 }
 
@@ -159,7 +198,7 @@ double expected_seconds(const DeviceModel& device, const GemmKernel& kernel, int
 GemmKernel choose_gemm(const DeviceModel& device, const GemmShape& shape, int64_t rows) {
   const int64_t largest = rows_class(rows);
   std::vector<GemmKernel> kernels;
-  add_narrow(shape, largest, kernels);
+  add_narrow(device, shape, largest, kernels);
   add_wide(device, shape, kernels);
   PLAIT_ASSERT(!kernels.empty(), "a product that no kernel multiplies");
   // The first of equal ones: a choice is the same everywhere.

@@ -37,6 +37,10 @@ int64_t element_bytes(GemmFormat format) {
   return format == GemmFormat::kFp8 ? 1 : 2;
 }
 
+int64_t element_bytes(GemmResult result) {
+  return result == GemmResult::kF32 ? 4 : 2;
+}
+
 Status validate(const GemmShape& shape, const GemmConfig& config) {
   const int64_t k_multiple = 16 / element_bytes(shape.format);
   if (shape.n <= 0 || shape.n % 8 != 0)
@@ -63,9 +67,10 @@ Status validate(const GemmShape& shape, const GemmConfig& config) {
 }
 
 std::string name_of(const GemmShape& shape, const GemmConfig& config) {
-  return fmt::format("{}_gemm_{}_n{}_k{}_g{}_m{}n{}w{}s{}b{}{}", shape.format == GemmFormat::kFp8 ? "fp8" : "bf16",
-                     name_of(shape.rows), shape.n, shape.k, shape.groups, config.block_m, config.block_n, config.waves,
-                     config.stages, config.band, suffix_of(config.share));
+  return fmt::format("{}_gemm_{}{}_n{}_k{}_g{}_m{}n{}w{}s{}b{}{}", shape.format == GemmFormat::kFp8 ? "fp8" : "bf16",
+                     name_of(shape.rows), shape.result == GemmResult::kF32 ? "_f32" : "", shape.n, shape.k,
+                     shape.groups, config.block_m, config.block_n, config.waves, config.stages, config.band,
+                     suffix_of(config.share));
 }
 
 int threads_of(const GemmConfig& config) {
@@ -81,7 +86,8 @@ int64_t shared_bytes_of(const GemmShape& shape, const GemmConfig& config) {
   const int64_t tiles = (config.block_m + config.block_n) * kBlockBytes;
   const int64_t scales = (shape.format == GemmFormat::kFp8 ? config.block_m : 1) * 4 + 8;
   const int64_t stage = round_up(round_up(tiles + scales, 8) + 16, 1024);
-  const int64_t results = config.block_m * (std::min(config.block_n, 64) * 2 + 16);
+  const int64_t result = element_bytes(shape.result);
+  const int64_t results = config.block_m * (std::min<int64_t>(config.block_n * result, 128) + 8 * result);
   return round_up(config.stages * stage + results, 1024);
 }
 
@@ -92,6 +98,7 @@ jit::KernelSource gemm_source(const GemmShape& shape, const GemmConfig& config) 
   source.entry = "gemm";
   source.constants = {{"ROWS", static_cast<int>(shape.rows)},
                       {"ELEMENT_BYTES", element_bytes(shape.format)},
+                      {"RESULT_BYTES", element_bytes(shape.result)},
                       {"N", shape.n},
                       {"K", shape.k},
                       {"GROUPS", shape.groups},

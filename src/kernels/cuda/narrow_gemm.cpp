@@ -32,8 +32,9 @@ Status validate(const GemmShape& shape, const NarrowGemmConfig& config) {
 }
 
 std::string name_of(const GemmShape& shape, const NarrowGemmConfig& config) {
-  return fmt::format("{}_gemm_narrow_n{}_k{}_t{}p{}s{}", shape.format == GemmFormat::kFp8 ? "fp8" : "bf16", shape.n,
-                     shape.k, config.tokens, config.split, config.stages);
+  return fmt::format("{}_gemm_narrow{}_n{}_k{}_t{}p{}s{}", shape.format == GemmFormat::kFp8 ? "fp8" : "bf16",
+                     shape.result == GemmResult::kF32 ? "_f32" : "", shape.n, shape.k, config.tokens, config.split,
+                     config.stages);
 }
 
 // The size of Shared in device/narrow_gemm.cu, which asserts that it is this.
@@ -51,6 +52,7 @@ jit::KernelSource narrow_gemm_source(const GemmShape& shape, const NarrowGemmCon
   source.name = name_of(shape, config);
   source.entry = "narrow_gemm";
   source.constants = {{"ELEMENT_BYTES", element_bytes(shape.format)},
+                      {"RESULT_BYTES", element_bytes(shape.result)},
                       {"N", shape.n},
                       {"K", shape.k},
                       {"TOKENS", config.tokens},

@@ -16,8 +16,8 @@ namespace {
 
 using ::testing::HasSubstr;
 
-GemmShape shape_of(GemmRows rows, GemmFormat format, int64_t n, int64_t k) {
-  return {.rows = rows, .format = format, .n = n, .k = k, .groups = rows == GemmRows::kDense ? 1 : 8};
+GemmShape shape_of(GemmRows rows, GemmFormat format, int64_t n, int64_t k, GemmResult result = GemmResult::kBf16) {
+  return {.rows = rows, .format = format, .n = n, .k = k, .groups = rows == GemmRows::kDense ? 1 : 8, .result = result};
 }
 
 TEST(GemmSource, ImpossibleOnesAreRefused) {
@@ -81,19 +81,22 @@ TEST_F(CudaKernels, CompileWithoutSpillsOrRemarks) {
                                 {.block_m = 128, .block_n = 128, .stages = 5, .share = GemmShare::kWeights}};
   for (const GemmRows rows : {GemmRows::kDense, GemmRows::kContiguous, GemmRows::kMasked})
     for (const GemmFormat format : {GemmFormat::kFp8, GemmFormat::kBf16})
-      for (const GemmConfig& config : configs) {
-        const GemmShape shape = shape_of(rows, format, 7168, 2048);
-        if (!validate(shape, config).has_error()) compile(gemm_source(shape, config));
-      }
-  EXPECT_EQ(kernels_, 3 * 2 * 6 - 4) << "weights are only shared in dense products";
+      for (const GemmResult result : {GemmResult::kBf16, GemmResult::kF32})
+        for (const GemmConfig& config : configs) {
+          const GemmShape shape = shape_of(rows, format, 7168, 2048, result);
+          if (result == GemmResult::kF32 && rows != GemmRows::kDense) continue;  // written the same way in all forms
+          if (!validate(shape, config).has_error()) compile(gemm_source(shape, config));
+        }
+  EXPECT_EQ(kernels_, 3 * 2 * 6 - 4 + 2 * 6) << "weights are only shared in dense products";
 }
 
 TEST_F(CudaKernels, NarrowOnesCompileWithoutSpillsOrRemarks) {
   for (const GemmFormat format : {GemmFormat::kFp8, GemmFormat::kBf16})
-    for (const NarrowGemmConfig& config : {NarrowGemmConfig{.tokens = 8, .split = 1, .stages = 8},
-                                           NarrowGemmConfig{.tokens = 16, .split = 8, .stages = 6},
-                                           NarrowGemmConfig{.tokens = 64, .split = 3, .stages = 4}})
-      compile(narrow_gemm_source(shape_of(GemmRows::kDense, format, 7168, 2048), config));
+    for (const GemmResult result : {GemmResult::kBf16, GemmResult::kF32})
+      for (const NarrowGemmConfig& config : {NarrowGemmConfig{.tokens = 8, .split = 1, .stages = 8},
+                                             NarrowGemmConfig{.tokens = 16, .split = 8, .stages = 6},
+                                             NarrowGemmConfig{.tokens = 64, .split = 3, .stages = 4}})
+        compile(narrow_gemm_source(shape_of(GemmRows::kDense, format, 7168, 2048, result), config));
 }
 
 TEST_F(CudaKernels, QuantizersCompileWithoutSpillsOrRemarks) {

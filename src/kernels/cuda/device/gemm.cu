@@ -1,4 +1,4 @@
-// D = A * B^T for rows of tokens: A [rows, K], B [N, K] (a weight matrix per group), D [rows, N] in bfloat16.
+// D = A * B^T for rows of tokens: A [rows, K], B [N, K] (a weight matrix per group), D [rows, N].
 //
 // FP8: both e4m3, a scale per row and 128 of K, a scale per 128x128 weights; every 128 of K are summed by the tensor
 // cores, whose sums carry few bits, and added in float32 after scaling. BF16: summed by the tensor cores throughout.
@@ -8,10 +8,10 @@
 // share the rows (two tiles side by side) or the weights (one below the other): each fetches half of what is shared,
 // for both.
 //
-// Constants: ROWS (kDense, kContiguous, kMasked), ELEMENT_BYTES (1: e4m3, 2: bfloat16), N, K, GROUPS, BLOCK_M (64 a
-// warpgroup), BLOCK_N (a multiple of 16), WAVE_N (columns of one product; BLOCK_N if BF16), STAGES, SHARE (kNothing,
-// kRows, kWeights), BAND (of tile rows that are walked through together), SHARED_BYTES. multiply() stands before this
-// text: it depends on WAVE_N and ELEMENT_BYTES.
+// Constants: ROWS (kDense, kContiguous, kMasked), ELEMENT_BYTES (1: e4m3, 2: bfloat16), RESULT_BYTES (of D; 2: bfloat16,
+// 4: float32), N, K, GROUPS, BLOCK_M (64 a warpgroup), BLOCK_N (a multiple of 16), WAVE_N (columns of one product;
+// BLOCK_N if BF16), STAGES, SHARE (kNothing, kRows, kWeights), BAND (of tile rows that are walked through together),
+// SHARED_BYTES. multiply() stands before this text: it depends on WAVE_N and ELEMENT_BYTES.
 
 enum { kDense, kContiguous, kMasked };
 enum { kNothing, kRows, kWeights };
@@ -35,8 +35,9 @@ constexpr int kThreads = 128 * (kMathGroups + 1);
 constexpr int kRowsBytes = BLOCK_M * kBlockBytes;
 constexpr int kWeightsBytes = BLOCK_N * kBlockBytes;
 constexpr int kScalesBytes = kScaled ? BLOCK_M * 4 : 0;
-constexpr int kPass = BLOCK_N < 64 ? BLOCK_N : 64;  // columns of a tile that are written at a time
-constexpr int kResultPitch = kPass * 2 + 16;        // bytes; an odd number of 16: no two rows meet in a bank
+constexpr int kPass = BLOCK_N * RESULT_BYTES < 128 ? BLOCK_N : 128 / RESULT_BYTES;  // columns that are written at a time
+// Bytes; an odd number of what a row stores at once, 16 bytes of bfloat16 or 32 of float32: no two rows meet in a bank.
+constexpr int kResultPitch = kPass * RESULT_BYTES + 8 * RESULT_BYTES;
 
 // Tiles of one part of K, what scales them, and the barriers that pass them on.
 struct alignas(1024) Stage {
@@ -323,34 +324,49 @@ __device__ __forceinline__ void sum_plain(Shared& shared, Turn& turn, int group,
   reader.release_oldest();
 }
 
-// A warp's 16 rows, through shared memory so that lanes write 16 bytes side by side: kPass columns at a time.
-__device__ __forceinline__ void write_rows(uint8_t* buffer, const Tile& tile, int first, const float* sum,
-                                           uint16_t* d) {
+// Of a warp's 16 rows, `columns` from `sum` on -> `buffer`.
+__device__ __forceinline__ void gather_rows(uint8_t* buffer, int columns, const float* sum) {
   const int lane = static_cast<int>(threadIdx.x % 32);
-  uint8_t* own = buffer + (lane / 8 % 2 * 8 + lane % 8) * kResultPitch + lane / 16 * 16;
+  if constexpr (RESULT_BYTES == 4) {
+    uint8_t* own = buffer + lane / 4 * kResultPitch + lane % 4 * 8;
 #pragma unroll
-  for (int begin = 0; begin < BLOCK_N; begin += kPass) {
-    const int columns = begin + kPass <= BLOCK_N ? kPass : BLOCK_N - begin, vectors = columns / 8;
+    for (int j = 0; j < columns / 8; ++j) {
+      *reinterpret_cast<float2*>(own + j * 32) = {sum[4 * j], sum[4 * j + 1]};
+      *reinterpret_cast<float2*>(own + 8 * kResultPitch + j * 32) = {sum[4 * j + 2], sum[4 * j + 3]};
+    }
+  } else {
+    uint8_t* own = buffer + (lane / 8 % 2 * 8 + lane % 8) * kResultPitch + lane / 16 * 16;
 #pragma unroll
     for (int j = 0; j < columns / 16; ++j) {
-      const float* v = sum + begin / 2 + 8 * j;
+      const float* v = sum + 8 * j;
       store_tiles(own + j * 32, to_bf16_pair(v[0], v[1]), to_bf16_pair(v[2], v[3]), to_bf16_pair(v[4], v[5]),
                   to_bf16_pair(v[6], v[7]));
     }
+  }
+}
+
+// A warp's 16 rows, through shared memory so that lanes write 16 bytes side by side: kPass columns at a time.
+__device__ __forceinline__ void write_rows(uint8_t* buffer, const Tile& tile, int first, const float* sum, uint8_t* d) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  constexpr int kEach = 16 / RESULT_BYTES;  // columns that a lane writes
+#pragma unroll
+  for (int begin = 0; begin < BLOCK_N; begin += kPass) {
+    const int columns = begin + kPass <= BLOCK_N ? kPass : BLOCK_N - begin, vectors = columns / kEach;
+    gather_rows(buffer, columns, sum + begin / 2);
     __syncwarp();
 #pragma unroll
     for (int i = lane; i < 16 * vectors; i += 32) {
-      const int row = i / vectors, column = tile.column + begin + i % vectors * 8;
+      const int row = i / vectors, column = tile.column + begin + i % vectors * kEach;
       if (first + row >= tile.rows || column >= N) continue;
       const uint4 value = *reinterpret_cast<const uint4*>(buffer + row * kResultPitch + i % vectors * 16);
-      store_16_bytes(d + (static_cast<long long>(tile.row) + first + row) * N + column, value);
+      store_16_bytes(d + ((static_cast<long long>(tile.row) + first + row) * N + column) * RESULT_BYTES, value);
     }
     __syncwarp();
   }
 }
 
 template <bool IsScaled>
-__device__ void multiply_tiles(Shared& shared, Tiles tiles, uint16_t* d) {
+__device__ void multiply_tiles(Shared& shared, Tiles tiles, uint8_t* d) {
   const int group = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x) / 128, 0);
   const int first = static_cast<int>(threadIdx.x) / 32 * 16;  // row of this warp
   Turn turn;
@@ -371,7 +387,7 @@ extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kT
      const __grid_constant__ TensorMap b,         // [GROUPS * N, K] as bytes, boxes of BLOCK_N rows (kWeights: half)
      const __grid_constant__ TensorMap a_scales,  // [kBlocksK, rows] (kMasked: [GROUPS * kBlocksK, m]), boxes [1, BLOCK_M]
      const float* b_scales,                       // [GROUPS, kScaleRows, kBlocksK]
-     uint16_t* d,                                 // [rows, N]
+     uint8_t* d,                                  // [rows, N]
      int m, const int* block_rows, const int* block_group) {
   extern __shared__ __align__(1024) uint8_t memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);

@@ -6,7 +6,7 @@
 // its part, and add their sums in the order of their ranks, so results do not depend on timing. Several blocks fit on a
 // multiprocessor: together they keep enough bytes under way.
 //
-// Constants: ELEMENT_BYTES (1: e4m3, 2: bfloat16), N, K, TOKENS (a multiple of 8), SPLIT, STAGES, SHARED_BYTES.
+// Constants: ELEMENT_BYTES (1: e4m3, 2: bfloat16), RESULT_BYTES (of D; 2: bfloat16, 4: float32), N, K, TOKENS (a multiple of 8), SPLIT, STAGES, SHARED_BYTES.
 // multiply() stands before this text.
 
 constexpr bool kScaled = ELEMENT_BYTES == 1;
@@ -118,7 +118,7 @@ __device__ __forceinline__ float2 partial_of(const float* own, int rank) {
 
 // This block's share of the strip's results: the sums of all blocks, added in their order.
 __device__ __forceinline__ void write_share(const Shared& shared, int rank, int strip, int first_token, int m,
-                                            uint16_t* d) {
+                                            uint8_t* d) {
   constexpr int kPairs = TOKENS * kStrip / 2;
   const int begin = kPairs * rank / SPLIT, end = kPairs * (rank + 1) / SPLIT;
   for (int i = begin + static_cast<int>(threadIdx.x); i < end; i += kMathThreads) {
@@ -131,7 +131,12 @@ __device__ __forceinline__ void write_share(const Shared& shared, int rank, int 
       sum.x += value.x;
       sum.y += value.y;
     }
-    *reinterpret_cast<uint32_t*>(d + static_cast<long long>(first_token + token) * N + n) = to_bf16_pair(sum.x, sum.y);
+    uint8_t* to = d + (static_cast<long long>(first_token + token) * N + n) * RESULT_BYTES;
+    if constexpr (RESULT_BYTES == 4) {
+      *reinterpret_cast<float2*>(to) = sum;
+    } else {
+      *reinterpret_cast<uint32_t*>(to) = to_bf16_pair(sum.x, sum.y);
+    }
   }
 }
 
@@ -141,7 +146,7 @@ extern "C" __global__ void __cluster_dims__(SPLIT, 1, 1) __launch_bounds__(kThre
     const __grid_constant__ TensorMap b,         // [N, K] as bytes, boxes of 64 rows
     const __grid_constant__ TensorMap a_scales,  // [kBlocksK, m], boxes [1, TOKENS]
     const float* b_scales,                       // [ceil(N / 128), kBlocksK]
-    uint16_t* d,                                 // [m, N]
+    uint8_t* d,                                  // [m, N]
     int m) {
   extern __shared__ __align__(1024) uint8_t memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);

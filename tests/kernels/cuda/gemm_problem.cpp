@@ -1,7 +1,10 @@
 #include "tests/kernels/cuda/gemm_problem.h"
 
+#include <array>
+#include <bit>
 #include <cmath>
 #include <limits>
+#include <random>
 
 #include "base/round.h"
 #include "tensor/dtype.h"
@@ -13,68 +16,62 @@ constexpr uint8_t kE4m3Nan = 0x7f;
 constexpr uint16_t kBf16Nan = 0x7fc0;
 
 // [count] numbers between -2 and 2 that the format has.
-std::vector<uint8_t> random_numbers(GemmFormat format, int64_t count, std::mt19937& random) {
-  std::vector<uint8_t> bytes(static_cast<size_t>(count * (format == GemmFormat::kFp8 ? 1 : 2)));
-  std::uniform_real_distribution<float> any(-2, 2);
-  for (int64_t i = 0; i < count; ++i) {
-    const float value = any(random);
-    if (format == GemmFormat::kFp8)
-      bytes[static_cast<size_t>(i)] = float_to_e4m3(value);
-    else
-      reinterpret_cast<BFloat16*>(bytes.data())[i] = BFloat16(value);
+std::vector<uint8_t> random_numbers(GemmFormat format, int64_t count, std::mt19937_64& random) {
+  std::vector<uint8_t> bytes(static_cast<size_t>(count * element_bytes(format)));
+  if (format == GemmFormat::kFp8) {
+    constexpr uint64_t kSmallExponents = 0xbfbfbfbfbfbfbfbf;
+    for (size_t i = 0; i < bytes.size(); i += 8) {
+      const auto eight = std::bit_cast<std::array<uint8_t, 8>>(random() & kSmallExponents);
+      std::copy_n(eight.begin(), std::min<size_t>(8, bytes.size() - i), bytes.begin() + static_cast<ptrdiff_t>(i));
+    }
+    return bytes;
+  }
+  auto* numbers = reinterpret_cast<BFloat16*>(bytes.data());
+  uint64_t bits = 0;
+  for (int64_t i = 0; i < count; ++i, bits >>= 16) {
+    if (i % 4 == 0) bits = random();
+    numbers[i] = BFloat16(std::ldexp(static_cast<float>(static_cast<int16_t>(bits & 0xffff)), -14));
   }
   return bytes;
 }
 
-std::vector<float> random_scales(int64_t count, std::mt19937& random) {
+std::vector<float> random_scales(int64_t count, std::mt19937_64& random) {
   std::uniform_real_distribution<float> any(0.25F, 2);
   std::vector<float> scales(static_cast<size_t>(count));
   for (float& scale : scales) scale = any(random);
   return scales;
 }
 
-double number_at(GemmFormat format, const std::vector<uint8_t>& bytes, int64_t i) {
-  if (format == GemmFormat::kFp8) return static_cast<double>(e4m3_to_float(bytes[static_cast<size_t>(i)]));
-  return static_cast<double>(static_cast<float>(reinterpret_cast<const BFloat16*>(bytes.data())[i]));
+std::array<float, 256> e4m3_values() {
+  std::array<float, 256> values{};
+  for (size_t i = 0; i < values.size(); ++i) values[i] = e4m3_to_float(static_cast<uint8_t>(i));
+  return values;
 }
+
+// A row of numbers of one of the formats.
+class NumberRow {
+ public:
+  NumberRow(GemmFormat format, const std::vector<uint8_t>& bytes, int64_t first)
+      : fp8_(format == GemmFormat::kFp8), bytes_(bytes.data() + first * element_bytes(format)) {}
+  double operator[](int64_t i) const {
+    static const std::array<float, 256> kValues = e4m3_values();
+    if (fp8_) return static_cast<double>(kValues[bytes_[i]]);
+    return static_cast<double>(static_cast<float>(reinterpret_cast<const BFloat16*>(bytes_)[i]));
+  }
+
+ private:
+  bool fp8_;
+  const uint8_t* bytes_;
+};
 
 }  // namespace
 
 GemmData::GemmData(const GemmProblem& problem_, int64_t block_m, uint32_t seed) : problem(problem_) {
   const GemmShape& shape = problem.shape;
-  std::mt19937 random(seed);
-  switch (shape.rows) {
-    case GemmRows::kDense:
-      m = problem.counts[0];
-      row_group.assign(static_cast<size_t>(m), 0);
-      break;
-    case GemmRows::kContiguous:
-      for (size_t group = 0; group < problem.counts.size(); ++group) {
-        for (int64_t first = 0; first < problem.counts[group]; first += block_m) {
-          const int64_t count = std::min(problem.counts[group] - first, block_m);
-          row_counts.push_back(static_cast<int32_t>(count));
-          block_groups.push_back(static_cast<int32_t>(group));
-          row_group.insert(row_group.end(), static_cast<size_t>(count), static_cast<int64_t>(group));
-          row_group.insert(row_group.end(), static_cast<size_t>(block_m - count), -1);
-        }
-      }
-      // Room that nobody uses, as a static buffer has.
-      row_counts.push_back(0);
-      block_groups.push_back(0);
-      row_group.insert(row_group.end(), static_cast<size_t>(block_m), -1);
-      m = static_cast<int64_t>(row_group.size());
-      break;
-    case GemmRows::kMasked:
-      m = problem.room;
-      for (size_t group = 0; group < problem.counts.size(); ++group) {
-        row_counts.push_back(static_cast<int32_t>(problem.counts[group]));
-        row_group.insert(row_group.end(), static_cast<size_t>(problem.counts[group]), static_cast<int64_t>(group));
-        row_group.insert(row_group.end(), static_cast<size_t>(m - problem.counts[group]), -1);
-      }
-      break;
-  }
+  std::mt19937_64 random(seed);
+  place_rows(block_m);
   rows = static_cast<int64_t>(row_group.size());
-  scale_rows = ceil_div(m, 4) * 4;
+  scale_rows = round_up(m, 4);
   a = random_numbers(shape.format, rows * shape.k, random);
   b = random_numbers(shape.format, shape.groups * shape.n * shape.k, random);
   if (shape.format == GemmFormat::kFp8) {
@@ -82,41 +79,95 @@ GemmData::GemmData(const GemmProblem& problem_, int64_t block_m, uint32_t seed) 
     a_scales = random_scales(blocks_k * scale_rows * (shape.rows == GemmRows::kMasked ? shape.groups : 1), random);
     b_scales = random_scales(shape.groups * ceil_div(shape.n, 128) * blocks_k, random);
   }
-  for (int64_t row = 0; row < rows; ++row) {
-    if (group_of(row) >= 0) continue;
-    for (int64_t k = 0; k < shape.k; ++k) {
-      const int64_t i = row * shape.k + k;
-      if (shape.format == GemmFormat::kFp8)
-        a[static_cast<size_t>(i)] = kE4m3Nan;
-      else
-        reinterpret_cast<BFloat16*>(a.data())[i].bits = kBf16Nan;
-    }
+  spoil_missing_rows();
+}
+
+void GemmData::place_rows(int64_t block_m) {
+  const auto add = [&](int64_t count, int64_t group) {
+    row_group.insert(row_group.end(), static_cast<size_t>(count), group);
+  };
+  switch (problem.shape.rows) {
+    case GemmRows::kDense:
+      m = problem.counts[0];
+      add(m, 0);
+      break;
+    case GemmRows::kContiguous:
+      for (size_t group = 0; group < problem.counts.size(); ++group) {
+        for (int64_t first = 0; first < problem.counts[group]; first += block_m) {
+          const int64_t count = std::min(problem.counts[group] - first, block_m);
+          row_counts.push_back(static_cast<int32_t>(count));
+          block_groups.push_back(static_cast<int32_t>(group));
+          add(count, static_cast<int64_t>(group));
+          add(block_m - count, -1);
+        }
+      }
+      // Room that nobody uses, as a static buffer has.
+      row_counts.push_back(0);
+      block_groups.push_back(0);
+      add(block_m, -1);
+      m = static_cast<int64_t>(row_group.size());
+      break;
+    case GemmRows::kMasked:
+      m = problem.room;
+      for (size_t group = 0; group < problem.counts.size(); ++group) {
+        row_counts.push_back(static_cast<int32_t>(problem.counts[group]));
+        add(problem.counts[group], static_cast<int64_t>(group));
+        add(m - problem.counts[group], -1);
+      }
+      break;
   }
 }
 
-double GemmData::a_at(int64_t row, int64_t k) const {
+void GemmData::spoil_missing_rows() {
   const GemmShape& shape = problem.shape;
-  const double value = number_at(shape.format, a, row * shape.k + k);
-  if (shape.format == GemmFormat::kBf16) return value;
-  const int64_t group = shape.rows == GemmRows::kMasked ? row / m : 0;
-  const int64_t place = (group * ceil_div(shape.k, 128) + k / 128) * scale_rows + row - group * m;
-  return value * static_cast<double>(a_scales[static_cast<size_t>(place)]);
+  const int64_t blocks_k = ceil_div(shape.k, 128);
+  for (int64_t row = 0; row < rows; ++row) {
+    if (group_of(row) >= 0) continue;
+    if (shape.format == GemmFormat::kBf16) {
+      BFloat16 nan;
+      nan.bits = kBf16Nan;
+      std::fill_n(reinterpret_cast<BFloat16*>(a.data()) + row * shape.k, shape.k, nan);
+      continue;
+    }
+    std::fill_n(a.begin() + row * shape.k, shape.k, kE4m3Nan);
+    const int64_t room = shape.rows == GemmRows::kMasked ? row / m : 0;
+    for (int64_t block = 0; block < blocks_k; ++block)
+      a_scales[static_cast<size_t>((room * blocks_k + block) * scale_rows + row - room * m)] =
+          std::numeric_limits<float>::quiet_NaN();
+  }
 }
 
-double GemmData::b_at(int64_t group, int64_t n, int64_t k) const {
+GemmData::Exact GemmData::exact(int64_t row, int64_t n) const {
   const GemmShape& shape = problem.shape;
-  const double value = number_at(shape.format, b, (group * shape.n + n) * shape.k + k);
-  if (shape.format == GemmFormat::kBf16) return value;
-  const int64_t place = (group * ceil_div(shape.n, 128) + n / 128) * ceil_div(shape.k, 128) + k / 128;
-  return value * static_cast<double>(b_scales[static_cast<size_t>(place)]);
+  const bool fp8 = shape.format == GemmFormat::kFp8;
+  const int64_t group = group_of(row), room = shape.rows == GemmRows::kMasked ? row / m : 0;
+  const int64_t blocks_k = ceil_div(shape.k, 128);
+  const NumberRow left(shape.format, a, row * shape.k), right(shape.format, b, (group * shape.n + n) * shape.k);
+  Exact exact;
+  for (int64_t block = 0; block < blocks_k; ++block) {
+    double sum = 0, size = 0, scale = 1;
+    for (int64_t k = block * 128; k < std::min(shape.k, block * 128 + 128); ++k) {
+      const double product = left[k] * right[k];
+      sum += product;
+      size += std::abs(product);
+    }
+    if (fp8)
+      scale =
+          static_cast<double>(a_scales[static_cast<size_t>((room * blocks_k + block) * scale_rows + row - room * m)]) *
+          static_cast<double>(
+              b_scales[static_cast<size_t>((group * ceil_div(shape.n, 128) + n / 128) * blocks_k + block)]);
+    exact.sum += sum * scale;
+    exact.size += size * scale;
+  }
+  return exact;
 }
 
-Result<GemmOnDevice> GemmOnDevice::make(const Device& device, const Stream& stream, const GemmData& data) {
+Result<GemmOnDevice> GemmOnDevice::make(const Device& device, const Stream& stream, const GemmData& data,
+                                        size_t guard_bytes) {
   GemmOnDevice on;
-  const auto copy = [&](DeviceBuffer& buffer, const auto& values) -> Status {
-    const size_t bytes = values.size() * sizeof(values[0]);
-    PLAIT_ASSIGN_OR_RETURN(buffer, DeviceBuffer::allocate(device, bytes));
-    return buffer.write(values.data(), bytes, stream);
+  const auto copy = [&](GuardedBuffer& buffer, const auto& values) -> Status {
+    PLAIT_ASSIGN_OR_RETURN(buffer, GuardedBuffer::of(device, stream, values, guard_bytes));
+    return {};
   };
   PLAIT_RETURN_IF_ERROR(copy(on.a, data.a));
   PLAIT_RETURN_IF_ERROR(copy(on.b, data.b));
@@ -124,8 +175,9 @@ Result<GemmOnDevice> GemmOnDevice::make(const Device& device, const Stream& stre
   PLAIT_RETURN_IF_ERROR(copy(on.b_scales, data.b_scales));
   PLAIT_RETURN_IF_ERROR(copy(on.row_counts, data.row_counts));
   PLAIT_RETURN_IF_ERROR(copy(on.block_groups, data.block_groups));
-  PLAIT_ASSIGN_OR_RETURN(on.d,
-                         DeviceBuffer::allocate(device, static_cast<size_t>(data.rows * data.problem.shape.n) * 2));
+  const GemmShape& shape = data.problem.shape;
+  const auto d_bytes = static_cast<size_t>(data.rows * shape.n * element_bytes(shape.result));
+  PLAIT_ASSIGN_OR_RETURN(on.d, GuardedBuffer::make(device, stream, d_bytes, guard_bytes));
   on.operands = {.a = on.a.pointer(),
                  .a_scales = on.a_scales.pointer(),
                  .scale_rows = data.scale_rows,
@@ -137,6 +189,18 @@ Result<GemmOnDevice> GemmOnDevice::make(const Device& device, const Stream& stre
                  .block_groups = on.block_groups.pointer()};
   PLAIT_RETURN_IF_ERROR(stream.wait());
   return on;
+}
+
+Status GemmOnDevice::check_guards(const Stream& stream) const {
+  const std::pair<const char*, const GuardedBuffer*> all[] = {{"a", &a},
+                                                              {"b", &b},
+                                                              {"a_scales", &a_scales},
+                                                              {"b_scales", &b_scales},
+                                                              {"row_counts", &row_counts},
+                                                              {"d", &d},
+                                                              {"block_groups", &block_groups}};
+  for (const auto& [name, buffer] : all) PLAIT_RETURN_IF_ERROR(buffer->check(name, stream));
+  return {};
 }
 
 }  // namespace plait::cuda::testing

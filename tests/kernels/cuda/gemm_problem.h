@@ -1,10 +1,10 @@
 // A product with random operands, its expected results, and what must stay untouched.
 #pragma once
 
-#include <random>
 #include <vector>
 
 #include "kernels/cuda/gemm.h"
+#include "tests/kernels/cuda/guarded_buffer.h"
 
 namespace plait::cuda::testing {
 
@@ -15,14 +15,17 @@ struct GemmProblem {
   int64_t room = 0;
 };
 
-// Operands in host memory as the kernel takes them. Rows that do not exist hold NaN.
+// Operands in host memory as the kernel takes them. Rows that do not exist hold NaN, their scales too.
 struct GemmData {
   // `block_m`: of kContiguous, the rows of a block.
   GemmData(const GemmProblem& problem, int64_t block_m, uint32_t seed);
 
-  double a_at(int64_t row, int64_t k) const;                                           // scaled
-  double b_at(int64_t group, int64_t n, int64_t k) const;                              // scaled
   int64_t group_of(int64_t row) const { return row_group[static_cast<size_t>(row)]; }  // -1: does not exist
+  struct Exact {
+    double sum = 0;
+    double size = 0;  // the sum of what is added, without signs
+  };
+  Exact exact(int64_t row, int64_t n) const;  // of a row that exists
 
   GemmProblem problem;
   int64_t rows = 0;  // of A and D, those that do not exist included
@@ -32,13 +35,20 @@ struct GemmData {
   std::vector<float> a_scales, b_scales;
   std::vector<int32_t> row_counts, block_groups;
   std::vector<int64_t> row_group;  // [rows]
+
+ private:
+  void place_rows(int64_t block_m);
+  void spoil_missing_rows();
 };
 
 // The operands and the results on a device.
 struct GemmOnDevice {
-  static Result<GemmOnDevice> make(const Device& device, const Stream& stream, const GemmData& data);
+  static Result<GemmOnDevice> make(const Device& device, const Stream& stream, const GemmData& data,
+                                   size_t guard_bytes);
+  // Waits for the stream. kInternal: something was written outside of a buffer.
+  Status check_guards(const Stream& stream) const;
 
-  DeviceBuffer a, b, a_scales, b_scales, row_counts, block_groups, d;
+  GuardedBuffer a, b, a_scales, b_scales, row_counts, block_groups, d;
   GemmOperands operands;
 };
 

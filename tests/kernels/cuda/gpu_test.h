@@ -13,6 +13,7 @@
 
 #include "jit/nvrtc.h"
 #include "kernels/cuda/device.h"
+#include "tests/kernels/cuda/all_cores.h"
 
 namespace plait::cuda::testing {
 
@@ -43,24 +44,32 @@ class GpuTest : public ::testing::Test {
 
   // Compiled once for all tests of the program.
   const std::string& cubin_of(const jit::KernelSource& source) {
-    static std::map<std::string, std::string> cubins;
-    std::string& cubin = cubins[source.name];
-    if (!cubin.empty()) return cubin;
-    auto kernel = compiler_->compile(source);
-    EXPECT_FALSE(kernel.has_error()) << kernel.error().message;
-    return cubin = kernel.value().cubin;
+    if (!cubins().contains(source.name)) compile({source});
+    return cubins()[source.name];
   }
-
-  template <typename T>
-  DeviceBuffer on_device(const std::vector<T>& values) {
-    auto buffer = DeviceBuffer::allocate(*device_, values.size() * sizeof(T));
-    EXPECT_FALSE(buffer.has_error()) << buffer.error().message;
-    ok(buffer.value().write(values.data(), values.size() * sizeof(T), *stream_));
-    ok(stream_->wait());
-    return std::move(buffer).value();
+  // Those that no test has had before, on all cores.
+  void compile(const std::vector<jit::KernelSource>& sources) {
+    std::vector<const jit::KernelSource*> missing;
+    for (const jit::KernelSource& source : sources)
+      if (cubins().try_emplace(source.name).second) missing.push_back(&source);
+    std::vector<Result<jit::CompiledKernel>> kernels(missing.size(), invalid("not compiled"));
+    const auto work = [&](int64_t begin, int64_t) {
+      const auto i = static_cast<size_t>(begin);
+      kernels[i] = compiler_->compile(*missing[i]);
+    };
+    on_all_cores(std::ssize(missing), work, 1);
+    for (size_t i = 0; i < missing.size(); ++i) {
+      EXPECT_FALSE(kernels[i].has_error()) << missing[i]->name << ": " << kernels[i].error().message;
+      if (!kernels[i].has_error()) cubins()[missing[i]->name] = std::move(kernels[i]).value().cubin;
+    }
   }
 
  private:
+  static std::map<std::string, std::string>& cubins() {
+    static std::map<std::string, std::string> all;  // by the kernel's name
+    return all;
+  }
+
   std::unique_ptr<Device> device_;
   std::unique_ptr<jit::Compiler> compiler_;
   std::optional<Stream> stream_;

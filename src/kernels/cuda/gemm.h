@@ -18,6 +18,8 @@ enum class GemmRows {
   kDense,       // one matrix for all rows
   kContiguous,  // rows lie by group, each group's from a multiple of block_m on
   kMasked,      // a room of equal size for each group, filled from its beginning
+  kBatched,     // every group has all m rows, its own columns of each: [rows, groups, k] to [rows, groups, n], as heads
+                // lie
 };
 enum class GemmFormat {
   kFp8,   // e4m3; a float32 scale per row and 128 of k, and per 128 x 128 weights; summed in float32 every 128 of k
@@ -33,7 +35,7 @@ struct GemmShape {
   GemmRows rows = GemmRows::kDense;
   GemmFormat format = GemmFormat::kFp8;
   int64_t n = 0;   // a multiple of 8
-  int64_t k = 0;   // a multiple of 16 (kFp8) or 8 (kBf16)
+  int64_t k = 0;   // a multiple of 16 (kFp8) or 8 (kBf16); kBatched: of 64
   int groups = 1;  // weight matrices
   GemmResult result = GemmResult::kBf16;
 
@@ -67,7 +69,7 @@ int64_t shared_bytes_of(const GemmShape& shape, const GemmConfig& config);
 // For a valid shape and configuration.
 jit::KernelSource gemm_source(const GemmShape& shape, const GemmConfig& config);
 
-// Device memory. `rows` below: of kDense and kContiguous all rows m, of kMasked groups * m.
+// Device memory. `rows` below: of kDense, kContiguous and kBatched all rows m, of kMasked groups * m.
 struct GemmOperands {
   DevicePointer a = 0;             // [rows, k]
   DevicePointer a_scales = 0;      // kFp8: [ceil(k / 128), scale_rows] (kMasked: one after the other for each group)
@@ -78,6 +80,10 @@ struct GemmOperands {
   int64_t m = 0;                   // kMasked: of one group's room
   DevicePointer row_counts = 0;    // kMasked: [groups]; kContiguous: [m / block_m], rows of each block; int32
   DevicePointer block_groups = 0;  // kContiguous: [m / block_m], int32
+  // kBatched, in numbers: from a row to the next one, and in a row from a group to the next one. What lies between is
+  // neither read nor written.
+  int64_t a_row_stride = 0, a_group_stride = 0;
+  int64_t d_row_stride = 0, d_group_stride = 0;
 };
 
 class Gemm {
@@ -85,7 +91,8 @@ class Gemm {
   // `cubin`: of gemm_source(shape, config).
   static Result<Gemm> load(const Device& device, const GemmShape& shape, const GemmConfig& config,
                            const std::string& cubin);
-  // kInvalid: an operand that is not aligned to 16 bytes. Returns before the product is done.
+  // kInvalid: an operand, or a stride, that is not aligned to 16 bytes; strides with which groups overlap. Returns
+  // before the product is done.
   Status launch(const GemmOperands& operands, const Stream& stream) const;
 
  private:

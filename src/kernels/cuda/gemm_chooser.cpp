@@ -47,7 +47,8 @@ double bytes_moved(const GemmShape& shape, int64_t rows) {
   const auto element = static_cast<double>(element_bytes(shape.format));
   const auto n = static_cast<double>(shape.n), k = static_cast<double>(shape.k);
   const double groups = shape.groups;
-  const double all = static_cast<double>(rows) * (shape.rows == GemmRows::kMasked ? groups : 1);
+  const bool for_each_group = shape.rows == GemmRows::kMasked || shape.rows == GemmRows::kBatched;
+  const double all = static_cast<double>(rows) * (for_each_group ? groups : 1);
   return groups * n * k * element + all * k * element + all * n * static_cast<double>(element_bytes(shape.result));
 }
 
@@ -58,6 +59,7 @@ int64_t row_tiles(const GemmShape& shape, const GemmConfig& config, int64_t rows
     case GemmRows::kContiguous:
       return ceil_div(rows, config.block_m) + shape.groups / 2;  // the last tile of a group is half full
     case GemmRows::kMasked:
+    case GemmRows::kBatched:
       return shape.groups * ceil_div(rows, config.block_m);
   }
   return 0;

@@ -31,7 +31,7 @@ jit::KernelSource source_of(const GemmKernel& kernel);
 // largest of the class of `rows`, which is at least 1.
 int64_t rows_class(int64_t rows);
 
-// `rows`: kDense and kContiguous all of them, kMasked those that a group has on average, at least 1.
+// `rows`: kDense, kContiguous and kBatched all of them, kMasked those that a group has on average, at least 1.
 GemmKernel choose_gemm(const DeviceModel& device, const GemmShape& shape, int64_t rows);
 // Seconds that the model expects of a kernel.
 double expected_seconds(const DeviceModel& device, const GemmKernel& kernel, int64_t rows);

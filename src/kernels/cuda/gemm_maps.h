@@ -10,7 +10,7 @@ inline constexpr int64_t kBlockBytes = 128;
 inline constexpr int64_t kMostSharedBytes = 227 << 10;  // that a block can have on sm_90
 
 struct GemmMaps {
-  TensorMap a = {};         // [rows, k] as bytes
+  TensorMap a = {};         // [rows, k] as bytes; kBatched: [rows, all groups and what is between them]
   TensorMap b = {};         // [groups * n, k] as bytes
   TensorMap a_scales = {};  // kFp8: [ceil(k / 128), scale_rows], of each group for kMasked
 };

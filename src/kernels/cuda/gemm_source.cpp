@@ -15,6 +15,8 @@ const char* name_of(GemmRows rows) {
       return "contiguous";
     case GemmRows::kMasked:
       return "masked";
+    case GemmRows::kBatched:
+      return "batched";
   }
   return "";
 }
@@ -49,6 +51,9 @@ Status validate(const GemmShape& shape, const GemmConfig& config) {
     return invalid(fmt::format("a product with k = {}: k must be a positive multiple of {}", shape.k, k_multiple));
   if (shape.groups < 1 || (shape.rows == GemmRows::kDense && shape.groups != 1))
     return invalid(fmt::format("a {} product of {} groups", name_of(shape.rows), shape.groups));
+  // The copy engine brings 128 bytes of a row at a time: never of two groups.
+  if (shape.rows == GemmRows::kBatched && (shape.format != GemmFormat::kBf16 || shape.k % 64 != 0))
+    return invalid(fmt::format("a batched product with k = {}: it must be of bfloat16, k a multiple of 64", shape.k));
   if (config.block_m != 64 && config.block_m != 128)
     return invalid(fmt::format("tiles of {} rows: 64 and 128 are possible", config.block_m));
   if (config.block_n < 16 || config.block_n > 256 || config.block_n % 16 != 0)

@@ -34,11 +34,15 @@ TEST(Devices, AreFoundByName) {
 
 GemmShape random_shape(std::mt19937& random) {
   const auto any = [&](int64_t most) { return static_cast<int64_t>(random() % static_cast<uint32_t>(most)) + 1; };
-  GemmShape shape{.rows = static_cast<GemmRows>(random() % 3),
+  GemmShape shape{.rows = static_cast<GemmRows>(random() % 4),
                   .format = static_cast<GemmFormat>(random() % 2),
                   .n = 8 * any(4096),
                   .k = 16 * any(2048)};
   if (shape.rows != GemmRows::kDense) shape.groups = static_cast<int>(any(64));
+  if (shape.rows == GemmRows::kBatched) {
+    shape.format = GemmFormat::kBf16;
+    shape.k = 64 * any(512);
+  }
   return shape;
 }
 

@@ -3,6 +3,7 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <random>
 
@@ -72,7 +73,8 @@ GemmData::GemmData(const GemmProblem& problem_, int64_t block_m, uint32_t seed) 
   place_rows(block_m);
   rows = static_cast<int64_t>(row_group.size());
   scale_rows = round_up(m, 4);
-  a = random_numbers(shape.format, rows * shape.k, random);
+  place_numbers();
+  a = random_numbers(shape.format, a_count, random);
   b = random_numbers(shape.format, shape.groups * shape.n * shape.k, random);
   if (shape.format == GemmFormat::kFp8) {
     const int64_t blocks_k = ceil_div(shape.k, 128);
@@ -80,6 +82,7 @@ GemmData::GemmData(const GemmProblem& problem_, int64_t block_m, uint32_t seed) 
     b_scales = random_scales(shape.groups * ceil_div(shape.n, 128) * blocks_k, random);
   }
   spoil_missing_rows();
+  if (shape.rows == GemmRows::kBatched) spoil_gaps();
 }
 
 void GemmData::place_rows(int64_t block_m) {
@@ -107,6 +110,10 @@ void GemmData::place_rows(int64_t block_m) {
       add(block_m, -1);
       m = static_cast<int64_t>(row_group.size());
       break;
+    case GemmRows::kBatched:
+      m = problem.counts[0];
+      for (int64_t group = 0; group < problem.shape.groups; ++group) add(m, group);
+      break;
     case GemmRows::kMasked:
       m = problem.room;
       for (size_t group = 0; group < problem.counts.size(); ++group) {
@@ -116,6 +123,33 @@ void GemmData::place_rows(int64_t block_m) {
       }
       break;
   }
+}
+
+void GemmData::place_numbers() {
+  constexpr int64_t kBehindRow = 8;
+  const GemmShape& shape = problem.shape;
+  a_row_stride = shape.k;
+  d_row_stride = shape.n;
+  if (shape.rows == GemmRows::kBatched) {
+    a_group_stride = shape.k + problem.room;
+    d_group_stride = shape.n + problem.room;
+    a_row_stride = shape.groups * a_group_stride + kBehindRow;
+    d_row_stride = shape.groups * d_group_stride + kBehindRow;
+  }
+  if (rows == 0) return;
+  a_count = a_begin(rows - 1) + shape.k;
+  d_count = d_begin(rows - 1) + shape.n;
+}
+
+// As long as the format is bfloat16, which is all that kBatched takes.
+void GemmData::spoil_gaps() {
+  const auto* numbers = reinterpret_cast<const BFloat16*>(a.data());
+  BFloat16 nan;
+  nan.bits = kBf16Nan;
+  std::vector<BFloat16> spoiled(static_cast<size_t>(a_count), nan);
+  for (int64_t row = 0; row < rows; ++row)
+    std::copy_n(numbers + a_begin(row), problem.shape.k, spoiled.begin() + a_begin(row));
+  std::memcpy(a.data(), spoiled.data(), a.size());
 }
 
 void GemmData::spoil_missing_rows() {
@@ -142,7 +176,7 @@ GemmData::Exact GemmData::exact(int64_t row, int64_t n) const {
   const bool fp8 = shape.format == GemmFormat::kFp8;
   const int64_t group = group_of(row), room = shape.rows == GemmRows::kMasked ? row / m : 0;
   const int64_t blocks_k = ceil_div(shape.k, 128);
-  const NumberRow left(shape.format, a, row * shape.k), right(shape.format, b, (group * shape.n + n) * shape.k);
+  const NumberRow left(shape.format, a, a_begin(row)), right(shape.format, b, (group * shape.n + n) * shape.k);
   Exact exact;
   for (int64_t block = 0; block < blocks_k; ++block) {
     double sum = 0, size = 0, scale = 1;
@@ -176,7 +210,7 @@ Result<GemmOnDevice> GemmOnDevice::make(const Device& device, const Stream& stre
   PLAIT_RETURN_IF_ERROR(copy(on.row_counts, data.row_counts));
   PLAIT_RETURN_IF_ERROR(copy(on.block_groups, data.block_groups));
   const GemmShape& shape = data.problem.shape;
-  const auto d_bytes = static_cast<size_t>(data.rows * shape.n * element_bytes(shape.result));
+  const auto d_bytes = static_cast<size_t>(data.d_count * element_bytes(shape.result));
   PLAIT_ASSIGN_OR_RETURN(on.d, GuardedBuffer::make(device, stream, d_bytes, guard_bytes));
   on.operands = {.a = on.a.pointer(),
                  .a_scales = on.a_scales.pointer(),
@@ -186,7 +220,11 @@ Result<GemmOnDevice> GemmOnDevice::make(const Device& device, const Stream& stre
                  .d = on.d.pointer(),
                  .m = data.m,
                  .row_counts = on.row_counts.pointer(),
-                 .block_groups = on.block_groups.pointer()};
+                 .block_groups = on.block_groups.pointer(),
+                 .a_row_stride = data.a_row_stride,
+                 .a_group_stride = data.a_group_stride,
+                 .d_row_stride = data.d_row_stride,
+                 .d_group_stride = data.d_group_stride};
   PLAIT_RETURN_IF_ERROR(stream.wait());
   return on;
 }

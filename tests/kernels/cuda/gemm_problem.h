@@ -8,14 +8,16 @@
 
 namespace plait::cuda::testing {
 
-// `counts`: rows of each group (kDense: of the only one). `room`: kMasked, rows that each group has room for.
+// `counts`: rows of each group (kDense: of the only one, kBatched: of every one). `room`: kMasked, rows that each group
+// has room for; kBatched, numbers between the groups of a row, in A and in D.
 struct GemmProblem {
   GemmShape shape;
   std::vector<int64_t> counts;
   int64_t room = 0;
 };
 
-// Operands in host memory as the kernel takes them. Rows that do not exist hold NaN, their scales too.
+// Operands in host memory as the kernel takes them. Rows that do not exist hold NaN, their scales too, and so does what
+// lies between the groups of a row.
 struct GemmData {
   // `block_m`: of kContiguous, the rows of a block.
   GemmData(const GemmProblem& problem, int64_t block_m, uint32_t seed);
@@ -26,19 +28,29 @@ struct GemmData {
     double size = 0;  // the sum of what is added, without signs
   };
   Exact exact(int64_t row, int64_t n) const;  // of a row that exists
+  // Where a row begins, in numbers.
+  int64_t a_begin(int64_t row) const { return begin_of(row, a_row_stride, a_group_stride); }
+  int64_t d_begin(int64_t row) const { return begin_of(row, d_row_stride, d_group_stride); }
 
   GemmProblem problem;
-  int64_t rows = 0;  // of A and D, those that do not exist included
+  int64_t rows = 0;  // of A and D, those that do not exist included; kBatched: of all groups, group by group
   int64_t m = 0;     // as GemmOperands has it
   int64_t scale_rows = 0;
+  int64_t a_row_stride = 0, a_group_stride = 0, d_row_stride = 0, d_group_stride = 0;
+  int64_t a_count = 0, d_count = 0;  // numbers from the first to the last one
   std::vector<uint8_t> a, b;
   std::vector<float> a_scales, b_scales;
   std::vector<int32_t> row_counts, block_groups;
   std::vector<int64_t> row_group;  // [rows]
 
  private:
+  int64_t begin_of(int64_t row, int64_t row_stride, int64_t group_stride) const {
+    return problem.shape.rows == GemmRows::kBatched ? row % m * row_stride + row / m * group_stride : row * row_stride;
+  }
   void place_rows(int64_t block_m);
+  void place_numbers();
   void spoil_missing_rows();
+  void spoil_gaps();
 };
 
 // The operands and the results on a device.

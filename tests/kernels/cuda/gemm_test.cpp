@@ -126,10 +126,11 @@ class GemmTest : public GpuTest {
     Word poison = 0;
     std::memset(&poison, kPoison, sizeof poison);
     const int64_t n = data.problem.shape.n;
+    const Word* all = reinterpret_cast<const Word*>(d.data());
     const auto rows = [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const bool exists = data.group_of(row) >= 0;
-        const Word* results = reinterpret_cast<const Word*>(d.data()) + row * n;
+        const Word* results = all + data.d_begin(row);
         const auto* wrong = std::find_if(results, results + n, [&](Word word) { return (word == poison) == exists; });
         if (wrong != results + n)
           mistakes.add(fmt::format("row {} column {} {}", row, wrong - results,
@@ -137,6 +138,11 @@ class GemmTest : public GpuTest {
       }
     };
     on_all_cores(data.rows, rows);
+    // What lies between the groups of a row.
+    if (const int64_t untouched = std::count(all, all + data.d_count, poison);
+        data.problem.shape.rows == GemmRows::kBatched && untouched != data.d_count - data.rows * n)
+      mistakes.add(fmt::format("{} numbers were not written, {} are not the product's", untouched,
+                               data.d_count - data.rows * n));
   }
 
   // All results, or evenly some of them.
@@ -150,7 +156,7 @@ class GemmTest : public GpuTest {
         const int64_t row = i / shape.n, n = i % shape.n;
         if (data.group_of(row) < 0) continue;
         const GemmData::Exact exact = data.exact(row, n);
-        const double result = result_at(shape, d, i), bound = bound_of(shape, exact);
+        const double result = result_at(shape, d, data.d_begin(row) + n), bound = bound_of(shape, exact);
         ++compared;
         if (!(std::abs(result - exact.sum) <= bound))
           mistakes.add(fmt::format("row {} column {}: {} instead of {}, {} allowed", row, n, result, exact.sum, bound));
@@ -163,8 +169,8 @@ class GemmTest : public GpuTest {
     if (shape.result == GemmResult::kF32) return static_cast<double>(reinterpret_cast<const float*>(d.data())[i]);
     return static_cast<double>(static_cast<float>(reinterpret_cast<const BFloat16*>(d.data())[i]));
   }
-  // Of rounding the result, and of sums in the tensor cores: FP8 of products that are cut off 13 bits below the largest,
-  // BF16 with float32's bits, cut off instead of rounded.
+  // Of rounding the result, and of sums in the tensor cores: FP8 of products that are cut off 13 bits below the
+  // largest, BF16 with float32's bits, cut off instead of rounded.
   static double bound_of(const GemmShape& shape, const GemmData::Exact& exact) {
     const double rounding = shape.result == GemmResult::kF32 ? 0 : std::ldexp(std::abs(exact.sum), -8);
     return rounding + std::ldexp(exact.size, shape.format == GemmFormat::kFp8 ? -11 : -19);
@@ -312,6 +318,25 @@ TEST_F(GemmTest, ManyGroupsAreRight) {
   check_all("products of many groups", cases);
 }
 
+// Heads are columns of the same rows.
+TEST_F(GemmTest, BatchedIsRightAndNothingBetweenIsTouched) {
+  std::mt19937 random(22);
+  std::vector<Case> cases;
+  size_t turn = 0;
+  const auto add = [&](int64_t n, int64_t k, int groups, const std::vector<int64_t>& counts) {
+    for_each_config({GemmRows::kBatched, GemmFormat::kBf16, n, k, groups}, [&](const GemmConfig& config) {
+      const GemmShape shape{GemmRows::kBatched, GemmFormat::kBf16, n, k, groups, result_in_turn(turn)};
+      for (const int64_t count : counts)
+        for (const int64_t between : {0, 64}) cases.push_back({{shape, config}, {count}, between});
+    });
+  };
+  add(136, 192, 3, row_counts(random));
+  // The two products of absorbed attention, with 16 heads.
+  add(512, 128, 16, {1, 8, 65, 256, 1000});
+  add(128, 512, 16, {1, 8, 65, 256, 1000});
+  check_all("batched products", cases);
+}
+
 // -- What models ask for
 
 TEST_F(GemmTest, LogitsAreRightWithTheKernelsThatAreChosen) {
@@ -346,6 +371,9 @@ TEST_F(GemmSanitizerTest, EveryKindOfKernelOnce) {
           cases.push_back({{shape, config}, {0, 130, 1}, 130});
         }
       });
+  for_each_config({GemmRows::kBatched, GemmFormat::kBf16, 152, 320, 3}, [&](const GemmConfig& config) {
+    cases.push_back({{{GemmRows::kBatched, GemmFormat::kBf16, 152, 320, 3, result_in_turn(turn)}, config}, {130}, 8});
+  });
   for (const GemmFormat format : kFormats)
     for (const NarrowGemmConfig& config : kNarrowConfigs) {
       const GemmShape shape{.format = format, .n = 152, .k = 1040, .result = result_in_turn(turn)};

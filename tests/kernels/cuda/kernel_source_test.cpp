@@ -29,6 +29,11 @@ TEST(GemmSource, ImpossibleOnesAreRefused) {
   EXPECT_THAT(says({.n = 12, .k = 512}, GemmConfig{}), HasSubstr("n = 12"));
   EXPECT_THAT(says({.n = 512, .k = 40}, GemmConfig{}), HasSubstr("k = 40"));
   EXPECT_THAT(says({.n = 512, .k = 512, .groups = 2}, GemmConfig{}), HasSubstr("dense product of 2 groups"));
+  EXPECT_THAT(
+      says({.rows = GemmRows::kBatched, .format = GemmFormat::kBf16, .n = 512, .k = 96, .groups = 2}, GemmConfig{}),
+      HasSubstr("batched product with k = 96"));
+  EXPECT_THAT(says(shape_of(GemmRows::kBatched, GemmFormat::kFp8, 512, 128), GemmConfig{}),
+              HasSubstr("it must be of bfloat16"));
   EXPECT_THAT(says(shape, {.block_m = 96}), HasSubstr("tiles of 96 rows"));
   EXPECT_THAT(says(shape, {.block_n = 24}), HasSubstr("tiles of 24 columns"));
   EXPECT_THAT(says(shape, {.stages = 9}), HasSubstr("shared memory"));
@@ -88,6 +93,13 @@ TEST_F(CudaKernels, CompileWithoutSpillsOrRemarks) {
           if (!validate(shape, config).has_error()) compile(gemm_source(shape, config));
         }
   EXPECT_EQ(kernels_, 3 * 2 * 6 - 4 + 2 * 6) << "weights are only shared in dense products";
+}
+
+TEST_F(CudaKernels, BatchedOnesCompileWithoutSpillsOrRemarks) {
+  for (const auto& [n, k] : {std::pair{512, 128}, {128, 512}})
+    for (const GemmConfig& config : {GemmConfig{.block_m = 64, .block_n = 128, .stages = 4},
+                                     GemmConfig{.block_m = 128, .block_n = 128, .stages = 4}})
+      compile(gemm_source(shape_of(GemmRows::kBatched, GemmFormat::kBf16, n, k), config));
 }
 
 TEST_F(CudaKernels, NarrowOnesCompileWithoutSpillsOrRemarks) {

@@ -8,12 +8,12 @@
 // share the rows (two tiles side by side) or the weights (one below the other): each fetches half of what is shared,
 // for both.
 //
-// Constants: ROWS (kDense, kContiguous, kMasked), ELEMENT_BYTES (1: e4m3, 2: bfloat16), RESULT_BYTES (of D; 2: bfloat16,
+// Constants: ROWS (kDense, kContiguous, kMasked, kBatched), ELEMENT_BYTES (1: e4m3, 2: bfloat16), RESULT_BYTES (of D; 2: bfloat16,
 // 4: float32), N, K, GROUPS, BLOCK_M (64 a warpgroup), BLOCK_N (a multiple of 16), WAVE_N (columns of one product;
 // BLOCK_N if BF16), STAGES, SHARE (kNothing, kRows, kWeights), BAND (of tile rows that are walked through together),
 // SHARED_BYTES. multiply() stands before this text: it depends on WAVE_N and ELEMENT_BYTES.
 
-enum { kDense, kContiguous, kMasked };
+enum { kDense, kContiguous, kMasked, kBatched };
 enum { kNothing, kRows, kWeights };
 
 constexpr bool kScaled = ELEMENT_BYTES == 1;
@@ -74,12 +74,14 @@ struct Tile {
 class Tiles {
  public:
   // kDense: `m` rows. kContiguous: `m` rows, block i of BLOCK_M belongs to block_group[i] and has block_rows[i] rows
-  // (none: nothing is read or written). kMasked: room for `m` rows a group, of which block_rows[group] exist.
+  // (none: nothing is read or written). kMasked: room for `m` rows a group, of which block_rows[group] exist. kBatched:
+  // `m` rows in every group.
   __device__ Tiles(int m, const int* block_rows, const int* block_group)
       : m_(m), rows_(block_rows), group_(block_group), unit_(static_cast<int>(blockIdx.x) / kCluster) {}
 
   __device__ bool next(Tile& tile) {
     if constexpr (ROWS == kMasked) return next_masked(tile);
+    if constexpr (ROWS == kBatched) return next_batched(tile);
     const int units_m = (m_ + BLOCK_M * kUnitM - 1) / (BLOCK_M * kUnitM);
     for (; unit_ < units_m * kUnitsN; unit_ += static_cast<int>(gridDim.x) / kCluster) {
       const int band = unit_ / (BAND * kUnitsN), inside = unit_ % (BAND * kUnitsN);
@@ -122,6 +124,14 @@ class Tiles {
     }
     return false;
   }
+  __device__ bool next_batched(Tile& tile) {
+    const int blocks = (m_ + BLOCK_M - 1) / BLOCK_M, units = blocks * kUnitsN;
+    if (unit_ >= GROUPS * units) return false;
+    const int inside = unit_ % units, first = inside % blocks * BLOCK_M;
+    tile = {.row = first, .rows = m_ - first, .column = column_of(inside / blocks), .group = unit_ / units};
+    unit_ += static_cast<int>(gridDim.x) / kCluster;
+    return true;
+  }
   __device__ static int column_of(int unit) {
     return (unit * kUnitN + (SHARE == kRows ? static_cast<int>(rank_in_cluster()) : 0)) * BLOCK_N;
   }
@@ -161,10 +171,11 @@ __device__ __forceinline__ void fetch(uint8_t* tile, const TensorMap* map, uint6
 
 // One thread.
 __device__ void fetch_tiles(Shared& shared, Tiles tiles, const TensorMap& a, const TensorMap& b,
-                            const TensorMap& a_scales, const float* b_scales) {
+                            const TensorMap& a_scales, const float* b_scales, int a_group_bytes) {
   Turn turn;
   Tile tile;
   while (tiles.next(tile)) {
+    const int first_byte = ROWS == kBatched ? tile.group * a_group_bytes : 0;
     const int scale_row = min(tile.column / 128, kScaleRows - 1), last_k = kBlocksK - 1;
     const float* first = b_scales + (static_cast<long long>(tile.group) * kScaleRows + scale_row) * kBlocksK;
     const float* second = scale_row + 1 < kScaleRows ? first + kBlocksK : first;
@@ -182,7 +193,7 @@ __device__ void fetch_tiles(Shared& shared, Tiles tiles, const TensorMap& a, con
         if constexpr (kTwoScales) scale1 = __ldg(second + min(k + 1, last_k));
       }
       barrier_arrive_expecting(&stage.full, kRowsBytes + kWeightsBytes + kScalesBytes);
-      fetch<SHARE == kRows, BLOCK_M>(stage.rows, &a, &stage.full, k * kBlockBytes, tile.row);
+      fetch<SHARE == kRows, BLOCK_M>(stage.rows, &a, &stage.full, first_byte + k * kBlockBytes, tile.row);
       fetch<SHARE == kWeights, BLOCK_N>(stage.weights, &b, &stage.full, k * kBlockBytes, tile.group * N + tile.column);
       if constexpr (kScaled) copy_box(stage.scales, &a_scales, &stage.full, tile.scale_column, tile.scale_row + k);
     }
@@ -345,8 +356,22 @@ __device__ __forceinline__ void gather_rows(uint8_t* buffer, int columns, const 
   }
 }
 
+// Where results go.
+struct Results {
+  uint8_t* d;
+  int row_stride, group_stride;  // kBatched, in numbers
+
+  __device__ __forceinline__ uint8_t* at(const Tile& tile, int row, int column) const {
+    const long long first = ROWS == kBatched ? static_cast<long long>(tile.row + row) * row_stride +
+                                                   static_cast<long long>(tile.group) * group_stride
+                                             : static_cast<long long>(tile.row + row) * N;
+    return d + (first + column) * RESULT_BYTES;
+  }
+};
+
 // A warp's 16 rows, through shared memory so that lanes write 16 bytes side by side: kPass columns at a time.
-__device__ __forceinline__ void write_rows(uint8_t* buffer, const Tile& tile, int first, const float* sum, uint8_t* d) {
+__device__ __forceinline__ void write_rows(uint8_t* buffer, const Tile& tile, int first, const float* sum,
+                                           const Results& results) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   constexpr int kEach = 16 / RESULT_BYTES;  // columns that a lane writes
 #pragma unroll
@@ -359,14 +384,14 @@ __device__ __forceinline__ void write_rows(uint8_t* buffer, const Tile& tile, in
       const int row = i / vectors, column = tile.column + begin + i % vectors * kEach;
       if (first + row >= tile.rows || column >= N) continue;
       const uint4 value = *reinterpret_cast<const uint4*>(buffer + row * kResultPitch + i % vectors * 16);
-      store_16_bytes(d + ((static_cast<long long>(tile.row) + first + row) * N + column) * RESULT_BYTES, value);
+      store_16_bytes(results.at(tile, first + row, column), value);
     }
     __syncwarp();
   }
 }
 
 template <bool IsScaled>
-__device__ void multiply_tiles(Shared& shared, Tiles tiles, uint8_t* d) {
+__device__ void multiply_tiles(Shared& shared, Tiles tiles, const Results& results) {
   const int group = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x) / 128, 0);
   const int first = static_cast<int>(threadIdx.x) / 32 * 16;  // row of this warp
   Turn turn;
@@ -378,7 +403,7 @@ __device__ void multiply_tiles(Shared& shared, Tiles tiles, uint8_t* d) {
     } else {
       sum_plain(shared, turn, group, sum);
     }
-    write_rows(shared.results + first * kResultPitch, tile, first, sum, d);
+    write_rows(shared.results + first * kResultPitch, tile, first, sum, results);
   }
 }
 
@@ -388,7 +413,8 @@ extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kT
      const __grid_constant__ TensorMap a_scales,  // [kBlocksK, rows] (kMasked: [GROUPS * kBlocksK, m]), boxes [1, BLOCK_M]
      const float* b_scales,                       // [GROUPS, kScaleRows, kBlocksK]
      uint8_t* d,                                  // [rows, N]
-     int m, const int* block_rows, const int* block_group) {
+     int m, const int* block_rows, const int* block_group,
+     int a_group_bytes, int d_row_stride, int d_group_stride) {  // kBatched
   extern __shared__ __align__(1024) uint8_t memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   if (threadIdx.x == 0) {
@@ -410,11 +436,11 @@ extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kT
   const Tiles tiles(m, block_rows, block_group);
   if (threadIdx.x >= kMathGroups * 128) {
     if constexpr (kMathGroups == 2) give_registers<40>();
-    if (threadIdx.x < kMathGroups * 128 + 32 && is_elected()) fetch_tiles(shared, tiles, a, b, a_scales, b_scales);
+    if (threadIdx.x < kMathGroups * 128 + 32 && is_elected()) fetch_tiles(shared, tiles, a, b, a_scales, b_scales, a_group_bytes);
     __syncwarp();
   } else {
     if constexpr (kMathGroups == 2) take_registers<232>();
-    multiply_tiles<kScaled>(shared, tiles, d);
+    multiply_tiles<kScaled>(shared, tiles, Results{d, d_row_stride, d_group_stride});
   }
   // Nobody leaves while the other block of its cluster may still write to it.
   if constexpr (kCluster > 1) cluster_meet();

@@ -1,5 +1,6 @@
 #include "bench/bench.h"
 
+#include "bench/kernel_bench.h"
 #include "bench/machine_probe.h"
 #include "bench/model_bench.h"
 #include "bench/parallel_bench.h"
@@ -7,6 +8,9 @@
 #include "bench/server_bench.h"
 #include "checkpoint/checkpoint.h"
 #include "command.h"
+#include "jit/cache.h"
+#include "model/model_facts.h"
+#include "topology/rules.h"
 
 namespace plait::app {
 namespace {
@@ -48,7 +52,41 @@ Status bench_checkpoint(const Settings& settings, ThreadPool& pool, MachineProbe
   return {};
 }
 
+Result<ModelConfig> config_of(const EngineOptions& options) {
+  PLAIT_ASSIGN_OR_RETURN(const std::filesystem::path folder, resolve_model_path(options.model_path));
+  return read_model_config(folder, options.config_overrides);
+}
+
+// The kernels of the model that was asked for, in its layout.
+Result<KernelQuestion> kernel_question(const Settings& settings) {
+  const EngineOptions& options = settings.engine();
+  const bool built_in = options.model_path.empty();
+  ParallelConfig parallel = options.parallel;
+  if (built_in && parallel == ParallelConfig()) parallel = deepseek_v3_layout();
+  PLAIT_ASSIGN_OR_RETURN(const ModelConfig config, built_in ? deepseek_v3_config() : config_of(options));
+  const ModelFacts facts = model_facts(config);
+  const ParallelVerdict verdict = judge(parallel, &facts);
+  PLAIT_RETURN_IF_ERROR(verdict.status());
+
+  // Only the calls of its ranks count: which device the question names does not matter.
+  ManifestQuestion manifest{.parallel = verdict.config, .device = cuda::known_devices().front()};
+  manifest.limits.max_running_requests = options.max_running_requests;
+  manifest.limits.chunked_prefill_tokens = options.chunked_prefill_tokens;
+  manifest.limits.mode = settings.plan.disaggregation_mode;
+  KernelQuestion question;
+  PLAIT_ASSIGN_OR_RETURN(question.ranks, kernels_of_ranks(config, manifest));
+  question.model = fmt::format("{}, {}", built_in ? "DeepSeek-V3" : options.model_path, to_flags(verdict.config));
+  question.kernel_table = settings.kernel_choice.table;
+  question.deterministic = settings.kernel_choice.deterministic;
+  question.cache_directory = jit::default_cache_directory();
+  return question;
+}
+
 Status bench(const Settings& settings) {
+  if (settings.bench.kernels || settings.bench.tune) {
+    PLAIT_ASSIGN_OR_RETURN(const KernelQuestion question, kernel_question(settings));
+    return settings.bench.tune ? tune_kernels(question, settings.bench) : bench_kernels(question, settings.bench);
+  }
   if (settings.bench.parallel) return bench_parallel(settings.engine(), settings.bench);
   if (settings.bench.server) return bench_server(settings.serve, settings.bench.format);
   ThreadPool pool(settings.engine().threads);

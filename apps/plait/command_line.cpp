@@ -126,6 +126,11 @@ Status interpret_bench(const FlagWords& words, BenchOptions& bench) {
   PLAIT_ASSIGN_OR_RETURN(bench.prefill_tokens, parse_counts("--prefill", words.bench_prefill));
   PLAIT_ASSIGN_OR_RETURN(bench.decode_batch, parse_counts("--batch", words.bench_batch));
   PLAIT_ASSIGN_OR_RETURN(bench.decode_context_tokens, parse_counts("--context", words.bench_context));
+  if (!words.bench_rows.empty()) {
+    PLAIT_ASSIGN_OR_RETURN(bench.kernel_rows, parse_counts("--rows", words.bench_rows));
+  }
+  bench.deepgemm_sizes = words.bench_sizes == "deepgemm";
+  if (words.bench_seconds > 0) bench.seconds_per_row = bench.tune_seconds = words.bench_seconds;
   if (words.bench_format == "lines") bench.format = BenchOptions::Format::kLines;
   if (words.bench_format == "json") bench.format = BenchOptions::Format::kJson;
   return {};
@@ -177,6 +182,12 @@ Status check_needs(Command command, const Settings& settings) {
   if (command == kPlan && !has_model) return invalid("--model-path is missing: the model to plan for");
   if (command == kCheck && !has_model && !settings.check.environment) {
     return invalid("--model-path is missing: the checkpoint to check");
+  }
+  if (command == kBench) {
+    const BenchOptions& bench = settings.bench;
+    if (bench.kernels && bench.tune) return invalid("--kernels measures and --tune makes a table: give one of them");
+    if (!bench.kernels && !bench.tune && settings.engine().parallel != ParallelConfig())
+      return invalid("parallel flags are for --kernels and --tune; --parallel measures ranks of its own");
   }
   if (command == kGenerate) {
     const GenerateOptions& generate = settings.generate;

@@ -57,6 +57,9 @@ struct FlagWords {
   std::string bench_batch = "1,4,16,64";
   std::string bench_context = "128,8192";
   std::string bench_format = "table";
+  std::string bench_rows;
+  std::string bench_sizes = "model";
+  double bench_seconds = 0;   // 0: what is usual
   int moe_dense_tp_size = 0;  // 0: none given
   std::string moe_a2a_backend = "none";
   std::string deepep_mode = "auto";

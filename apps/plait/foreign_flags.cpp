@@ -46,6 +46,7 @@ constexpr ForeignFlag kForeignFlags[] = {
     {"--cuda-graph-max-bs", true, true, "", kNoEffectOnCpu},
     {"--cuda-graph-bs", true, true, "", kNoEffectOnCpu},
     {"--disable-custom-all-reduce", false, true, "", "there is no all-reduce on one rank"},
+    {"--enable-deterministic-inference", false, true, "", "no result of a CPU rank depends on the batch"},
     {"--skip-server-warmup", false, true, "", "the engine's first step is part of its start"},
     {"--tokenizer-path", true, false, "", "the tokenizer is read from --model-path"},
     {"--revision", true, false, "main", "a hub id stands for the revision that refs/main of the cache names"},

@@ -5,13 +5,14 @@ namespace {
 
 constexpr const char* kParallelGroup = "Parallel ranks";
 constexpr const char* kPlanGroup = "What to plan and print";
+constexpr const char* kKernelGroup = "Choice of GPU kernels";
 constexpr IntegerRange kRanks{1, 4096};
 constexpr std::monostate kAnything;
 
 }  // namespace
 
 void add_parallel_flags(std::vector<Flag>& flags, Settings& settings, FlagWords& words) {
-  constexpr Commands kCommands = kPlan | kCheck | kServe | kGenerate;
+  constexpr Commands kCommands = kPlan | kCheck | kServe | kGenerate | kBench;
   constexpr Commands kRunning = kServe | kGenerate;
   ParallelConfig& parallel = settings.serve.engine.parallel;
   HostsOptions& hosts = settings.serve.engine.hosts;
@@ -70,7 +71,13 @@ void add_parallel_flags(std::vector<Flag>& flags, Settings& settings, FlagWords&
       {kPlan, kPlanGroup, "--device", &plan.device, "with --kernels: the GPU, h200 or another one that is known",
        kAnything},
       {kPlan, kPlanGroup, "--arch", &plan.architecture, "with --kernels: what they are compiled for", kAnything},
-      {kPlan, kPlanGroup, "--disaggregation-mode", &words.disaggregation_mode,
+      {kPlan | kBench, kKernelGroup, "--kernel-table", &settings.kernel_choice.table,
+       "what was measured on the GPU, of `plait bench --tune`: a file; none: the cost model alone; auto: the file in "
+       "the usual place, if there is one",
+       kAnything},
+      {kPlan | kBench, kKernelGroup, "--enable-deterministic-inference", &settings.kernel_choice.deterministic,
+       "only kernels of one summing order for each product: no result depends on the batch", kAnything},
+      {kPlan | kBench, kPlanGroup, "--disaggregation-mode", &words.disaggregation_mode,
        "with --kernels: a node that only reads prompts, or only decodes", Words{{"null", "prefill", "decode"}}},
       {kPlan, kPlanGroup, "--json", &plan.json, "print JSON", kAnything},
       {kPlan, kPlanGroup, "--svg", &plan.svg, "also draw the plan into this file", kAnything},

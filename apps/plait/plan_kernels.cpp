@@ -6,6 +6,7 @@
 #include <fmt/ranges.h>
 
 #include "engine/kernel_manifest.h"
+#include "kernels/cuda/gemm_table.h"
 
 namespace plait::app {
 namespace {
@@ -104,6 +105,8 @@ Status print_kernels(const ModelConfig& config, const ParallelConfig& parallel, 
   auto device = cuda::find_device(plan.device);
   if (device.has_error()) return std::move(device).error().within("--device");
   question.device = std::move(*device);
+  PLAIT_RETURN_IF_ERROR(use_gemm_table(settings.kernel_choice.table, question.device));
+  question.device.deterministic = settings.kernel_choice.deterministic;
   question.limits.max_running_requests = settings.engine().max_running_requests;
   question.limits.chunked_prefill_tokens = settings.engine().chunked_prefill_tokens;
   question.limits.mode = plan.disaggregation_mode;

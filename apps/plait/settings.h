@@ -36,6 +36,12 @@ struct PlanOptions {
   DisaggregationMode disaggregation_mode = DisaggregationMode::kNull;
 };
 
+// Of `plan --kernels` and of `bench`: how kernels are chosen for a device.
+struct KernelChoiceOptions {
+  std::string table = "auto";  // as use_gemm_table (kernels/cuda/gemm_table.h) takes it
+  bool deterministic = false;  // DeviceModel::deterministic
+};
+
 struct Settings {
   // Also holds the EngineOptions that every subcommand shares.
   ServeOptions serve;
@@ -43,6 +49,7 @@ struct Settings {
   CheckOptions check;
   BenchOptions bench;
   PlanOptions plan;
+  KernelChoiceOptions kernel_choice;
 
   const EngineOptions& engine() const { return serve.engine; }
 };

@@ -1,5 +1,7 @@
 #include "kernels/cuda/device.h"
 
+#include <algorithm>
+
 #include "base/assert.h"
 
 namespace plait::cuda {
@@ -7,6 +9,9 @@ namespace {
 
 // CUdevice_attribute
 constexpr int kMultiprocessorCount = 16;
+constexpr int kClockRate = 13;        // kHz
+constexpr int kMemoryClockRate = 36;  // kHz
+constexpr int kMemoryBusWidth = 37;   // bits
 constexpr int kL2CacheSize = 38;
 constexpr int kComputeCapabilityMajor = 75;
 constexpr int kComputeCapabilityMinor = 76;
@@ -64,6 +69,14 @@ Status Device::read_properties() {
   properties_.memory_bytes = static_cast<int64_t>(bytes);
   properties_.l2_bytes = l2;
   properties_.shared_bytes_per_block = shared;
+  // Not every driver says these: no reason to fail.
+  const auto read_if_said = [&](int attribute) {
+    int value = 0;
+    return driver_.DeviceGetAttribute(&value, attribute, handle_) == 0 ? static_cast<double>(value) : 0;
+  };
+  properties_.clock_hz = read_if_said(kClockRate) * 1e3;
+  // Two transfers in a cycle.
+  properties_.memory_bandwidth = 2 * read_if_said(kMemoryClockRate) * 1e3 * read_if_said(kMemoryBusWidth) / 8;
   return {};
 }
 
@@ -126,21 +139,33 @@ DeviceBuffer::~DeviceBuffer() {
   if (pointer_ != 0) driver_->MemFree(pointer_);
 }
 
-Status DeviceBuffer::write(const void* from, size_t bytes, const Stream& stream) {
-  PLAIT_ASSERT(bytes <= bytes_, "more than the buffer holds");
+Status DeviceBuffer::write(const void* from, size_t bytes, const Stream& stream, size_t to) {
+  PLAIT_ASSERT(to <= bytes_ && bytes <= bytes_ - to, "more than the buffer holds");
   if (bytes == 0) return {};
-  return driver_->check(driver_->MemcpyHtoDAsync(pointer_, from, bytes, stream.handle()), "copying to the GPU");
+  return driver_->check(driver_->MemcpyHtoDAsync(pointer_ + to, from, bytes, stream.handle()), "copying to the GPU");
 }
 
-Status DeviceBuffer::read(void* to, size_t bytes, const Stream& stream) const {
-  PLAIT_ASSERT(bytes <= bytes_, "more than the buffer holds");
+Status DeviceBuffer::read(void* to, size_t bytes, const Stream& stream, size_t from) const {
+  PLAIT_ASSERT(from <= bytes_ && bytes <= bytes_ - from, "more than the buffer holds");
   if (bytes == 0) return {};
-  return driver_->check(driver_->MemcpyDtoHAsync(to, pointer_, bytes, stream.handle()), "copying from the GPU");
+  return driver_->check(driver_->MemcpyDtoHAsync(to, pointer_ + from, bytes, stream.handle()), "copying from the GPU");
+}
+
+Status DeviceBuffer::copy(size_t to, size_t from, size_t bytes, const Stream& stream) {
+  PLAIT_ASSERT(std::max(to, from) <= bytes_ && bytes <= bytes_ - std::max(to, from), "more than the buffer holds");
+  if (bytes == 0) return {};
+  return driver_->check(driver_->MemcpyDtoDAsync(pointer_ + to, pointer_ + from, bytes, stream.handle()),
+                        "copying on the GPU");
 }
 
 Status DeviceBuffer::fill(uint8_t value, const Stream& stream) {
-  if (bytes_ == 0) return {};
-  return driver_->check(driver_->MemsetD8Async(pointer_, value, bytes_, stream.handle()), "filling GPU memory");
+  return fill(value, stream, 0, bytes_);
+}
+
+Status DeviceBuffer::fill(uint8_t value, const Stream& stream, size_t from, size_t bytes) {
+  PLAIT_ASSERT(from <= bytes_ && bytes <= bytes_ - from, "more than the buffer holds");
+  if (bytes == 0) return {};
+  return driver_->check(driver_->MemsetD8Async(pointer_ + from, value, bytes, stream.handle()), "filling GPU memory");
 }
 
 // -- LoadedKernel

@@ -23,6 +23,8 @@ struct DeviceProperties {
   int64_t memory_bytes = 0;
   int64_t l2_bytes = 0;
   int64_t shared_bytes_per_block = 0;  // the most that a block can ask for
+  double clock_hz = 0;                 // the highest; 0 where the driver does not say it
+  double memory_bandwidth = 0;         // bytes/s, by clock and width; 0 where the driver does not say it
 };
 
 class Device {
@@ -93,9 +95,11 @@ class DeviceBuffer {
 
   DevicePointer pointer() const { return pointer_; }
   size_t size_bytes() const { return bytes_; }
-  Status write(const void* from, size_t bytes, const Stream& stream);  // to the beginning
-  Status read(void* to, size_t bytes, const Stream& stream) const;
+  Status write(const void* from, size_t bytes, const Stream& stream, size_t to = 0);
+  Status read(void* to, size_t bytes, const Stream& stream, size_t from = 0) const;
+  Status copy(size_t to, size_t from, size_t bytes, const Stream& stream);  // within the buffer
   Status fill(uint8_t value, const Stream& stream);
+  Status fill(uint8_t value, const Stream& stream, size_t from, size_t bytes);
 
  private:
   const Driver* driver_ = nullptr;

@@ -36,6 +36,7 @@ const char* bind_all(void* library, Driver& driver) {
   need("cuMemFree_v2", driver.MemFree);
   need("cuMemcpyHtoDAsync_v2", driver.MemcpyHtoDAsync);
   need("cuMemcpyDtoHAsync_v2", driver.MemcpyDtoHAsync);
+  need("cuMemcpyDtoDAsync_v2", driver.MemcpyDtoDAsync);
   need("cuMemsetD8Async", driver.MemsetD8Async);
   need("cuStreamCreate", driver.StreamCreate);
   need("cuStreamDestroy_v2", driver.StreamDestroy);

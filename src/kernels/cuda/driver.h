@@ -44,6 +44,7 @@ struct Driver {
   int (*MemFree)(DevicePointer pointer) = nullptr;
   int (*MemcpyHtoDAsync)(DevicePointer to, const void* from, size_t bytes, StreamHandle* stream) = nullptr;
   int (*MemcpyDtoHAsync)(void* to, DevicePointer from, size_t bytes, StreamHandle* stream) = nullptr;
+  int (*MemcpyDtoDAsync)(DevicePointer to, DevicePointer from, size_t bytes, StreamHandle* stream) = nullptr;
   int (*MemsetD8Async)(DevicePointer to, unsigned char value, size_t bytes, StreamHandle* stream) = nullptr;
   int (*StreamCreate)(StreamHandle** stream, unsigned flags) = nullptr;
   int (*StreamDestroy)(StreamHandle* stream) = nullptr;

@@ -1,11 +1,11 @@
 #include "kernels/cuda/gemm_chooser.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 
 #include "base/assert.h"
 #include "base/round.h"
+#include "kernels/cuda/gemm_table.h"
 
 namespace plait::cuda {
 namespace {
@@ -80,13 +80,6 @@ double seconds(const DeviceModel& device, const GemmShape& shape, const GemmConf
          together(rounds * tile, bytes_moved(shape, rows) / (device.read_bandwidth * kReachedBandwidth));
 }
 
-int64_t blocks_of(const GemmShape& shape, const NarrowGemmConfig& config, int64_t rows) {
-  return ceil_div(shape.n, 64) * config.split * ceil_div(rows, config.tokens);
-}
-int64_t blocks_at_once(const DeviceModel& device, const GemmShape& shape, const NarrowGemmConfig& config) {
-  return device.multiprocessors * (device.shared_bytes_per_block / shared_bytes_of(shape, config));
-}
-
 double seconds(const DeviceModel& device, const GemmShape& shape, const NarrowGemmConfig& config, int64_t rows) {
   const int64_t blocks = blocks_of(shape, config, rows);
   const auto rounds = static_cast<double>(ceil_div(blocks, blocks_at_once(device, shape, config)));
@@ -107,83 +100,7 @@ double seconds(const DeviceModel& device, const GemmShape& shape, const NarrowGe
          (config.split > 1 ? config.tokens * kSharedTokenSeconds : 0);
 }
 
-// -- Candidates
-
-// As many stages as fit beside each other in `bytes`, at most `most`; 0 if not even two do.
-template <typename Config>
-int stages_that_fit(const GemmShape& shape, Config config, int64_t bytes, int most) {
-  for (config.stages = most; config.stages >= 2; --config.stages)
-    if (shared_bytes_of(shape, config) <= bytes && !validate(shape, config).has_error()) return config.stages;
-  return 0;
-}
-
-// Few, since each is a kernel that is compiled: what more widths would win is in docs/kernels.md. Clusters never won by
-// more than the noise, so they are left out.
-struct Widths {
-  int block_m;
-  std::array<int, 3> block_n;
-};
-constexpr Widths kWidths[] = {{64, {32, 64, 128}}, {128, {128, 192, 256}}};
-
-void add_wide(const DeviceModel& device, const GemmShape& shape, std::vector<GemmKernel>& kernels) {
-  for (const Widths& widths : kWidths)
-    for (const int block_n : widths.block_n) {
-      // Blocks of the contiguous form are those that the rows were aligned for.
-      if (shape.rows == GemmRows::kContiguous && widths.block_m != 128) continue;
-      GemmConfig config{.block_m = widths.block_m, .block_n = block_n};
-      // The sum and the products of 64 x 256 do not fit the registers of a warpgroup.
-      if (shape.format == GemmFormat::kFp8 && block_n == 256) config.waves = 2;
-      config.stages = stages_that_fit(shape, config, device.shared_bytes_per_block, 8);
-      if (config.stages > 0) kernels.push_back({shape, config});
-    }
-}
-
-constexpr int kNarrowStages = 4;       // so that several blocks fit on a multiprocessor
-constexpr int kMostNarrowStages = 16;  // where one is alone on its multiprocessor
-
-// With so few strips of 64 columns one pass leaves multiprocessors idle, however it is split: the router's product.
-bool is_small(const DeviceModel& device, const GemmShape& shape) {
-  return ceil_div(shape.n, 64) * 8 <= device.multiprocessors * 7 / 8;  // clusters of eight do not fill a GPU
-}
-
-// Those that have room for all rows at once: a second pass would read the weights again. With few of these, passes side
-// by side cost less than idle multiprocessors.
-void add_narrow(const DeviceModel& device, const GemmShape& shape, int64_t rows, std::vector<GemmKernel>& kernels) {
-  if (shape.rows != GemmRows::kDense) return;
-  const bool small = is_small(device, shape);
-  const auto add = [&](NarrowGemmConfig config) {
-    if (!validate(shape, config).has_error()) kernels.push_back({shape, config});
-  };
-  for (const int tokens : {8, 16, 32, 64}) {
-    if (tokens < rows || tokens >= 2 * std::max<int64_t>(rows, 8)) continue;
-    for (const int split : {1, 2, 4, 8}) {
-      add({.tokens = tokens, .split = split, .stages = kNarrowStages});
-      if (!small) continue;
-      NarrowGemmConfig deep{.tokens = tokens, .split = split};
-      const int64_t stages = ceil_div(shape.k * element_bytes(shape.format), 128 * split);
-      const auto most = static_cast<int>(std::min<int64_t>(stages, kMostNarrowStages));
-      deep.stages = stages_that_fit(shape, deep, device.shared_bytes_per_block, most);
-      if (deep.stages > kNarrowStages) add(deep);
-    }
-  }
-  for (const int tokens : {32, 64}) {
-    const NarrowGemmConfig config{.tokens = tokens, .split = 8, .stages = kNarrowStages};
-    const bool at_once = blocks_of(shape, config, rows) <= blocks_at_once(device, shape, config);
-    if (small && tokens < rows && at_once) add(config);
-  }
-}
-
 }  // namespace
-
-std::string name_of(const GemmKernel& kernel) {
-  return std::visit([&](const auto& config) { return name_of(kernel.shape, config); }, kernel.config);
-}
-
-jit::KernelSource source_of(const GemmKernel& kernel) {
-  if (const auto* narrow = std::get_if<NarrowGemmConfig>(&kernel.config))
-    return narrow_gemm_source(kernel.shape, *narrow);
-  return gemm_source(kernel.shape, std::get<GemmConfig>(kernel.config));
-}
 
 int64_t rows_class(int64_t rows) {
   PLAIT_ASSERT(rows >= 1, "a class of no rows");
@@ -199,13 +116,23 @@ double expected_seconds(const DeviceModel& device, const GemmKernel& kernel, int
 
 GemmKernel choose_gemm(const DeviceModel& device, const GemmShape& shape, int64_t rows) {
   const int64_t largest = rows_class(rows);
-  std::vector<GemmKernel> kernels;
-  add_narrow(device, shape, largest, kernels);
-  add_wide(device, shape, kernels);
+  if (device.table != nullptr)
+    if (const GemmKernel* measured = device.table->find(shape, largest, device.deterministic)) return *measured;
+  std::vector<GemmKernel> kernels = usual_candidates(device, shape, largest);
+  if (device.deterministic)
+    std::erase_if(kernels, [order = deterministic_order(shape)](const GemmKernel& kernel) {
+      return summing_order(kernel) != order;
+    });
   PLAIT_ASSERT(!kernels.empty(), "a product that no kernel multiplies");
   // The first of equal ones: a choice is the same everywhere.
   return *std::ranges::min_element(kernels, {},
                                    [&](const GemmKernel& kernel) { return expected_seconds(device, kernel, largest); });
+}
+
+std::vector<int64_t> rows_classes(int64_t first, int64_t last) {
+  std::vector<int64_t> classes;
+  for (int64_t rows = first; rows <= last; rows = classes.back() + 1) classes.push_back(rows_class(rows));
+  return classes;
 }
 
 std::vector<GemmChoice> gemm_choices(const DeviceModel& device, const GemmShape& shape, int64_t most_rows) {

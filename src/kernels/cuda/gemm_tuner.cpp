@@ -77,33 +77,19 @@ class Tuner {
   }
 
  private:
-  struct Pending {
-    int64_t rows;
-    std::vector<GemmKernel> kernels;
-  };
-
   Status run(const TuneTask& task, double end) {
-    std::vector<Pending> pending;
-    std::vector<GemmKernel> all;
-    for (const int64_t rows : task.rows) {
-      if (is_there(task.shape, rows)) {
-        ++report_.kept;
-        ++progress_.done;
-        continue;
-      }
-      pending.push_back({rows, tuning_candidates(device_, task.shape, rows, options_)});
-      for (const GemmKernel& kernel : pending.back().kernels)
-        if (std::ranges::find(all, kernel) == all.end()) all.push_back(kernel);
-    }
-    if (pending.empty()) return {};
-    if (hooks_.now_seconds() < end) PLAIT_RETURN_IF_ERROR(hooks_.prepare(all));
+    std::vector<int64_t> pending;
+    std::ranges::copy_if(task.rows, std::back_inserter(pending),
+                         [&](int64_t rows) { return !is_there(task.shape, rows); });
+    report_.kept += task.rows.size() - pending.size();
+    progress_.done += task.rows.size() - pending.size();
     std::vector<TimedClass> classes;
-    for (const Pending& each : pending) {
+    for (const int64_t rows : pending) {
       if (hooks_.now_seconds() >= end) break;
       progress_.shape = &task.shape;
-      progress_.rows = each.rows;
+      progress_.rows = rows;
       if (hooks_.progress) hooks_.progress(progress_);
-      PLAIT_ASSIGN_OR_RETURN(TimedClass timed, time(each));
+      PLAIT_ASSIGN_OR_RETURN(TimedClass timed, time(task.shape, rows));
       ++progress_.done;
       if (timed.kernels.empty()) continue;
       note_regret(task.shape, timed);
@@ -119,11 +105,13 @@ class Tuner {
     return product != nullptr && holds(product->fastest, rows) && holds(product->deterministic, rows);
   }
 
-  Result<TimedClass> time(const Pending& pending) {
-    TimedClass timed{.rows = pending.rows};
-    for (const GemmKernel& kernel : pending.kernels) {
-      if (std::ranges::find(wrong_, kernel) != wrong_.end()) continue;
-      auto seconds = hooks_.time(kernel, pending.rows);
+  Result<TimedClass> time(const GemmShape& shape, int64_t rows) {
+    TimedClass timed{.rows = rows};
+    std::vector<GemmKernel> kernels = tuning_candidates(device_, shape, rows, options_);
+    std::erase_if(kernels, [&](const GemmKernel& kernel) { return std::ranges::find(wrong_, kernel) != wrong_.end(); });
+    PLAIT_RETURN_IF_ERROR(hooks_.prepare(kernels));
+    for (const GemmKernel& kernel : kernels) {
+      auto seconds = hooks_.time(kernel, rows);
       ++report_.timed;
       if (seconds.has_value()) {
         timed.kernels.push_back({kernel, *seconds});

@@ -36,7 +36,7 @@ struct TuneProgress {
 };
 
 struct TuneHooks {
-  // Called before the kernels of a task are timed, with all that may be.
+  // Called before kernels are timed, with those of a class; most of them have come before.
   std::function<Status(std::span<const GemmKernel> kernels)> prepare;
   // Seconds. kCorrupt: its results are wrong; the kernel is set aside. Another error ends the tuning.
   std::function<Result<double>(const GemmKernel& kernel, int64_t rows)> time;

@@ -13,6 +13,7 @@
 
 #include "engine/agreed_rows.h"
 #include "kernels/cuda/gemm_chooser.h"
+#include "kernels/cuda/gemm_table.h"
 #include "model/model_facts.h"
 #include "tests/engine/manifest_layouts.h"
 #include "tests/engine/rank_launches.h"
@@ -166,6 +167,51 @@ TEST(KernelManifest, HoldsEveryKernelThatAStepAsksFor) {
       "{} reachable (call, rows) of {} ranks in as many configurations: each in its manifest; {} distinct kernels; "
       "{:.1f} kernels a manifest, at most {}; {:.1f} s\n",
       draws, cases, launched.distinct(), static_cast<double>(listed) / static_cast<double>(cases), most, took.count());
+}
+
+// Any kernels for any classes of the rank's products.
+cuda::DeviceModel with_random_table(std::mt19937& random, std::span<const RankCall> calls) {
+  cuda::DeviceModel device = *cuda::find_device("h200");
+  cuda::GemmTable table{.device = device.name};
+  for (const RankCall& call : calls) {
+    const auto* shape = std::get_if<GemmShape>(&call.operation);
+    if (shape == nullptr || table.find(*shape) != nullptr) continue;
+    cuda::GemmTable::Product product{.shape = *shape};
+    for (const int64_t rows : cuda::rows_classes(1, 4096)) {
+      const std::vector<GemmKernel> all = all_candidates(device, *shape, rows);
+      const GemmKernel& any = all[random() % all.size()];
+      if (random() % 3 == 0) continue;  // left to the model
+      product.fastest.push_back({rows, any, 1e-5});
+      if (summing_order(any) == deterministic_order(*shape)) product.deterministic.push_back({rows, any, 1e-5});
+    }
+    table.products.push_back(std::move(product));
+  }
+  device.table = std::make_shared<const cuda::GemmTable>(std::move(table));
+  device.deterministic = random() % 2 == 0;
+  return device;
+}
+
+TEST(KernelManifest, HoldsEveryKernelThatATunedTableNames) {
+  const auto models = testing::published_models();
+  std::mt19937 random(17);
+  int64_t draws = 0, cases = 0;
+  for (; cases < repetitions(24); ++cases) {
+    const testing::PublishedModel& model = models[random() % models.size()];
+    const RankCase each(model.config, random_parallel(random, model_facts(model.config)), random_limits(random));
+    const int rank = static_cast<int>(random() % static_cast<uint32_t>(each.topology.world()));
+    const auto calls = rank_calls(each.config, each.topology, each.plans, each.limits, rank);
+    ASSERT_FALSE(calls.has_error()) << calls.error().message;
+    const cuda::DeviceModel device = with_random_table(random, *calls);
+    const std::set<Digest> keys = keys_of(*each.manifest(rank, device, each.limits));
+    LaunchedKeys launched;
+    const LaunchingRank launching(each.config, each.topology, each.plans, each.limits, rank);
+    for (int step = 0; step < 20; ++step)
+      for (const Launch& launch : launching.launches(launching.random_steps(random), random)) {
+        ASSERT_TRUE(keys.contains(launched.of(device, launch))) << model.name << " " << describe(each, launch);
+        ++draws;
+      }
+  }
+  fmt::print("{} reachable (call, rows) of {} ranks with random tables: each in its manifest\n", draws, cases);
 }
 
 // Layouts of several kinds, each with limits and a rank.

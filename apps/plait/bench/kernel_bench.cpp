@@ -83,6 +83,7 @@ class KernelBench {
     PLAIT_RETURN_IF_ERROR(machine_.timer->begin(shape, rows, each.room));
     KernelRow row = row_of(each, shape, rows);
     std::optional<KernelRow> best;
+    chosen_seconds_ = 0;
     for (const GemmKernel& kernel : kernels) {
       row.kernel = name_of(kernel);
       row.expected_seconds = expected_seconds(chooser_, kernel, rows);

@@ -41,7 +41,7 @@ struct GemmTable {
   const GemmKernel* find(const GemmShape& shape, int64_t largest_rows, bool deterministic) const;
 };
 
-// "fp8 dense n 4096 k 7168"
+// "fp8 dense n 4096 k 7168", "bf16 dense to f32 n 256 k 7168"
 std::string describe(const GemmShape& shape);
 
 // Changes with the text of any kernel that a table can name: times of other kernels are no reason to choose.

@@ -33,7 +33,8 @@ GemmShape random_shape(std::mt19937& random) {
   GemmShape shape{.rows = static_cast<GemmRows>(random() % 3),
                   .format = static_cast<GemmFormat>(random() % 2),
                   .n = 8 * any(4096),
-                  .k = 16 * any(1024)};
+                  .k = 16 * any(1024),
+                  .result = static_cast<GemmResult>(random() % 2)};
   if (shape.rows != GemmRows::kDense) shape.groups = static_cast<int>(any(64));
   return shape;
 }
@@ -92,6 +93,7 @@ const GemmShape kV3Shapes[] = {
     {.n = 7168, .k = 2048},
     {.format = GemmFormat::kBf16, .n = 129280, .k = 7168},
     {.format = GemmFormat::kBf16, .n = 576, .k = 64},
+    {.format = GemmFormat::kBf16, .n = 256, .k = 7168, .result = GemmResult::kF32},
     {.rows = GemmRows::kContiguous, .n = 4096, .k = 7168, .groups = 32},
     {.rows = GemmRows::kMasked, .n = 7168, .k = 2048, .groups = 32},
 };
@@ -228,7 +230,7 @@ void expect_equal(const GemmTable& a, const GemmTable& b) {
 
 GemmTable some_table() {
   std::mt19937 random(2);
-  return random_table(random, {kV3Shapes[0], kV3Shapes[7], kV3Shapes[9], kV3Shapes[10]});
+  return random_table(random, {kV3Shapes[0], kV3Shapes[7], kV3Shapes[9], kV3Shapes[10], kV3Shapes[11]});
 }
 
 TEST(TableFile, ComesBackAsItWasWritten) {
@@ -250,7 +252,7 @@ std::string error_of(const std::string& text, const DeviceModel& device = h200()
 TEST(TableFile, SaysWhichEntryIsWrong) {
   const std::string good = fmt::format(
       R"({{"format": "plait kernel table", "version": 1, "device": "h200", "gpu": "g", "compiler": "c",)"
-      R"("kernel_sources": "{}", "products": [{{"rows": "dense", "format": "fp8", "n": 576, "k": 7168, "groups": 1,)"
+      R"("kernel_sources": "{}", "products": [{{"rows": "dense", "format": "fp8", "n": 576, "k": 7168, "groups": 1, "result": "bf16",)"
       R"("fastest": [{{"rows": 8, "kernel": "fp8_gemm_narrow_n576_k7168_t8p4s4", "us": 5.5}},)"
       R"({{"rows": 16, "kernel": "fp8_gemm_narrow_n576_k7168_t16p4s4", "us": 6}}],)"
       R"("deterministic": [{{"rows": 8, "kernel": "fp8_gemm_narrow_n576_k7168_t8p1s4", "us": 9}}]}}]}})",
@@ -271,6 +273,7 @@ TEST(TableFile, SaysWhichEntryIsWrong) {
       {"\"version\": 1", "\"version\": \"1\"", "version: must be an integer"},
       {"\"version\": 1,", "", "version: is missing"},
       {"\"device\": \"h200\"", "\"device\": \"h20\"", "device: the table was measured on h20, and this device is h200"},
+      {"\"result\": \"bf16\"", "\"result\": \"fp16\"", "products[0].result: must be one of bf16, f32, not \"fp16\""},
       {"\"gpu\"", "\"gpus\"", "gpus: is no field of a kernel table"},
       {"\"n\": 576", "\"n\": 577", "products[0].n: a product with n = 577"},
       {"\"n\": 576", "\"n\": -8", "products[0].n: must be an integer from 1"},

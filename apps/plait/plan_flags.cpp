@@ -5,7 +5,7 @@ namespace {
 
 constexpr const char* kParallelGroup = "Parallel ranks";
 constexpr const char* kPlanGroup = "What to plan and print";
-constexpr const char* kKernelGroup = "Choice of GPU kernels";
+constexpr const char* kKernelGroup = "GPU kernels";
 constexpr IntegerRange kRanks{1, 4096};
 constexpr std::monostate kAnything;
 

@@ -13,7 +13,10 @@
 namespace plait {
 namespace {
 
+using ::testing::AllOf;
+using ::testing::AnyOf;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::StartsWith;
 
 const std::string kSource = PLAIT_SOURCE_DIR;
@@ -218,6 +221,11 @@ TEST(Program, ListsTheKernelsOfAPlan) {
     return all;
   };
   EXPECT_LT(kernels("--disaggregation-mode decode"), kernels(""));
+  // Narrow kernels of one summing order do not split k.
+  EXPECT_THAT(text.out, HasSubstr("_t8p4s4"));
+  const Outcome deterministic = plait(command + "--enable-deterministic-inference");
+  EXPECT_EQ(deterministic.status, 0) << deterministic.error;
+  EXPECT_THAT(deterministic.out, AllOf(HasSubstr("_t8p1s4"), Not(HasSubstr("_t8p4s"))));
 
   const auto refused = [&](const std::string& flags) {
     const Outcome outcome = plait(command + flags);
@@ -225,8 +233,19 @@ TEST(Program, ListsTheKernelsOfAPlan) {
     return outcome.error;
   };
   EXPECT_THAT(refused("--device b200"), HasSubstr("--device: no device 'b200' is known; there are: h200, "));
+  EXPECT_THAT(refused("--kernel-table no.json"), HasSubstr("--kernel-table: no.json"));
   EXPECT_THAT(refused("--arch sm_80"), HasSubstr("no kernels for 'sm_80'; there are for: sm_90a"));
   EXPECT_THAT(refused("--svg plan.svg"), HasSubstr("leave --kernels out"));
+}
+
+TEST(Program, MeasuresKernelsOnlyOnAGpu) {
+  const Outcome bench = plait("bench --kernels --only nothing-has-this-name");
+  if (bench.status == 0) GTEST_SKIP() << "SKIPPED: there is a GPU here, so what is said without one cannot be tested";
+  EXPECT_EQ(bench.status, 1);
+  EXPECT_THAT(bench.error, AnyOf(HasSubstr("kernels are measured on a GPU, and none can be used here"),
+                                 HasSubstr("plait's kernels are for Hopper")));
+  EXPECT_EQ(plait("bench --kernels --tune").status, 2);
+  EXPECT_EQ(plait("bench --tp-size 2").status, 2);
 }
 
 TEST(Program, SaysWhyParallelFlagsDoNotGoTogether) {

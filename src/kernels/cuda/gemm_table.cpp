@@ -118,7 +118,7 @@ Result<Choices> read_choices(const json::Fields& product, std::string_view key, 
     if (!choices.empty() && choice.rows <= choices.back().rows)
       return fields.error("rows", fmt::format("{} stands behind {}: classes ascend, and each stands once", choice.rows,
                                               choices.back().rows));
-    choices.push_back(std::move(choice));
+    choices.push_back(choice);
   }
   return choices;
 }

@@ -54,9 +54,9 @@ std::vector<TimedClass> in_order(const std::vector<TimedClass>& classes, const S
   return kept;
 }
 
-void merge(std::vector<GemmTable::Choice> choices, std::vector<GemmTable::Choice>& into) {
-  for (GemmTable::Choice& choice : choices)
-    if (!holds(into, choice.rows)) into.push_back(std::move(choice));
+void merge(const std::vector<GemmTable::Choice>& choices, std::vector<GemmTable::Choice>& into) {
+  for (const GemmTable::Choice& choice : choices)
+    if (!holds(into, choice.rows)) into.push_back(choice);
   std::ranges::sort(into, {}, &GemmTable::Choice::rows);
 }
 

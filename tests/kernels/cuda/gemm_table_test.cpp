@@ -278,7 +278,7 @@ TEST(TableFile, SaysWhichEntryIsWrong) {
       {"\"n\": 576", "\"n\": 577", "products[0].n: a product with n = 577"},
       {"\"n\": 576", "\"n\": -8", "products[0].n: must be an integer from 1"},
       {"\"rows\": \"dense\"", "\"rows\": \"sparse\"",
-       "products[0].rows: must be one of dense, contiguous, masked, not \"sparse\""},
+       "products[0].rows: must be one of dense, contiguous, masked, batched, not \"sparse\""},
       {"\"groups\": 1", "\"groups\": 2", "products[0].n: a dense product of 2 groups"},
       {"\"groups\": 1", "\"groups\": 1, \"output\": \"f32\"", "products[0].output: is no field of a kernel table"},
       {"t8p4s4", "t8p4s5",

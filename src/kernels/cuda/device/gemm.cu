@@ -356,22 +356,33 @@ __device__ __forceinline__ void gather_rows(uint8_t* buffer, int columns, const 
   }
 }
 
+template <int Bytes>
+struct NumberOf {
+  using Type = uint16_t;  // the bits of a bfloat16
+};
+template <>
+struct NumberOf<4> {
+  using Type = float;
+};
+using Number = NumberOf<RESULT_BYTES>::Type;
+
 // Where results go.
 struct Results {
-  uint8_t* d;
+  Number* d;
   int row_stride, group_stride;  // kBatched, in numbers
 
-  __device__ __forceinline__ uint8_t* at(const Tile& tile, int row, int column) const {
-    const long long first = ROWS == kBatched ? static_cast<long long>(tile.row + row) * row_stride +
-                                                   static_cast<long long>(tile.group) * group_stride
-                                             : static_cast<long long>(tile.row + row) * N;
-    return d + (first + column) * RESULT_BYTES;
+  // Row `row` of those from `first` on in the tile.
+  __device__ __forceinline__ Number* at(const Tile& tile, int first, int row, int column) const {
+    const long long result_row = static_cast<long long>(tile.row) + first + row;
+    if constexpr (ROWS == kBatched)
+      return d + result_row * row_stride + static_cast<long long>(tile.group) * group_stride + column;
+    return d + result_row * N + column;
   }
 };
 
 // A warp's 16 rows, through shared memory so that lanes write 16 bytes side by side: kPass columns at a time.
 __device__ __forceinline__ void write_rows(uint8_t* buffer, const Tile& tile, int first, const float* sum,
-                                           const Results& results) {
+                                           Results results) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   constexpr int kEach = 16 / RESULT_BYTES;  // columns that a lane writes
 #pragma unroll
@@ -384,14 +395,14 @@ __device__ __forceinline__ void write_rows(uint8_t* buffer, const Tile& tile, in
       const int row = i / vectors, column = tile.column + begin + i % vectors * kEach;
       if (first + row >= tile.rows || column >= N) continue;
       const uint4 value = *reinterpret_cast<const uint4*>(buffer + row * kResultPitch + i % vectors * 16);
-      store_16_bytes(results.at(tile, first + row, column), value);
+      store_16_bytes(results.at(tile, first, row, column), value);
     }
     __syncwarp();
   }
 }
 
 template <bool IsScaled>
-__device__ void multiply_tiles(Shared& shared, Tiles tiles, const Results& results) {
+__device__ void multiply_tiles(Shared& shared, Tiles tiles, Results results) {
   const int group = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x) / 128, 0);
   const int first = static_cast<int>(threadIdx.x) / 32 * 16;  // row of this warp
   Turn turn;
@@ -412,7 +423,7 @@ extern "C" __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kT
      const __grid_constant__ TensorMap b,         // [GROUPS * N, K] as bytes, boxes of BLOCK_N rows (kWeights: half)
      const __grid_constant__ TensorMap a_scales,  // [kBlocksK, rows] (kMasked: [GROUPS * kBlocksK, m]), boxes [1, BLOCK_M]
      const float* b_scales,                       // [GROUPS, kScaleRows, kBlocksK]
-     uint8_t* d,                                  // [rows, N]
+     Number* d,                                   // [rows, N]
      int m, const int* block_rows, const int* block_group,
      int a_group_bytes, int d_row_stride, int d_group_stride) {  // kBatched
   extern __shared__ __align__(1024) uint8_t memory[];

@@ -5,13 +5,14 @@ namespace {
 
 constexpr const char* kParallelGroup = "Parallel ranks";
 constexpr const char* kPlanGroup = "What to plan and print";
+constexpr const char* kKernelGroup = "GPU kernels";
 constexpr IntegerRange kRanks{1, 4096};
 constexpr std::monostate kAnything;
 
 }  // namespace
 
 void add_parallel_flags(std::vector<Flag>& flags, Settings& settings, FlagWords& words) {
-  constexpr Commands kCommands = kPlan | kCheck | kServe | kGenerate;
+  constexpr Commands kCommands = kPlan | kCompile | kCheck | kServe | kGenerate;
   constexpr Commands kRunning = kServe | kGenerate;
   ParallelConfig& parallel = settings.serve.engine.parallel;
   HostsOptions& hosts = settings.serve.engine.hosts;
@@ -67,11 +68,13 @@ void add_parallel_flags(std::vector<Flag>& flags, Settings& settings, FlagWords&
        "rows of each data-parallel rank; 0: 2048 for prefill, 64 for decode", IntegerRange{0, 1 << 24}},
       {kPlan, kPlanGroup, "--kernels", &plan.kernels,
        "the kernels that each rank can run on a GPU, instead of what ranks exchange", kAnything},
-      {kPlan, kPlanGroup, "--device", &plan.device, "with --kernels: the GPU, h200 or another one that is known",
+      {kPlan | kCompile, kKernelGroup, "--device", &plan.device, "the GPU: h200 or another one that is known",
        kAnything},
-      {kPlan, kPlanGroup, "--arch", &plan.architecture, "with --kernels: what they are compiled for", kAnything},
-      {kPlan, kPlanGroup, "--disaggregation-mode", &words.disaggregation_mode,
-       "with --kernels: a node that only reads prompts, or only decodes", Words{{"null", "prefill", "decode"}}},
+      {kPlan | kCompile, kKernelGroup, "--arch", &plan.architecture, "what they are compiled for", kAnything},
+      {kPlan | kCompile, kKernelGroup, "--disaggregation-mode", &words.disaggregation_mode,
+       "of a node that only reads prompts, or only decodes", Words{{"null", "prefill", "decode"}}},
+      {kCompile, kKernelGroup, "--cache-dir", &settings.compile.cache_dir,
+       "where to put them; default: $XDG_CACHE_HOME/plait/kernels or ~/.cache/plait/kernels", kAnything},
       {kPlan, kPlanGroup, "--json", &plan.json, "print JSON", kAnything},
       {kPlan, kPlanGroup, "--svg", &plan.svg, "also draw the plan into this file", kAnything},
   };

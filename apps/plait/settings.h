@@ -36,13 +36,18 @@ struct PlanOptions {
   DisaggregationMode disaggregation_mode = DisaggregationMode::kNull;
 };
 
+struct CompileOptions {
+  std::string cache_dir;  // empty: the user's
+};
+
 struct Settings {
   // Also holds the EngineOptions that every subcommand shares.
   ServeOptions serve;
   GenerateOptions generate;
   CheckOptions check;
   BenchOptions bench;
-  PlanOptions plan;
+  PlanOptions plan;  // its device, architecture and disaggregation mode are for `compile`, too
+  CompileOptions compile;
 
   const EngineOptions& engine() const { return serve.engine; }
 };

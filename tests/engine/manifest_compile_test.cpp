@@ -15,11 +15,6 @@
 #include "tests/engine/manifest_layouts.h"
 #include "tests/support/effort.h"
 
-// NVRTC keeps what it has allocated until the process ends.
-extern "C" const char* __lsan_default_suppressions() {  // NOLINT
-  return "leak:libnvrtc\n";
-}
-
 namespace plait {
 namespace {
 

@@ -14,8 +14,9 @@ constexpr std::monostate kAnything;
 void add_parallel_flags(std::vector<Flag>& flags, Settings& settings, FlagWords& words) {
   constexpr Commands kCommands = kPlan | kCompile | kCheck | kServe | kGenerate;
   constexpr Commands kRunning = kServe | kGenerate;
-  ParallelConfig& parallel = settings.serve.engine.parallel;
-  HostsOptions& hosts = settings.serve.engine.hosts;
+  EngineOptions& engine = settings.serve.engine;
+  ParallelConfig& parallel = engine.parallel;
+  HostsOptions& hosts = engine.hosts;
   PlanOptions& plan = settings.plan;
   const std::vector<Flag> added = {
       {kCommands, kParallelGroup, "--tp-size,--tp,--tensor-parallel-size", &parallel.tp_size,
@@ -73,8 +74,8 @@ void add_parallel_flags(std::vector<Flag>& flags, Settings& settings, FlagWords&
       {kPlan | kCompile, kKernelGroup, "--arch", &plan.architecture, "what they are compiled for", kAnything},
       {kPlan | kCompile, kKernelGroup, "--disaggregation-mode", &words.disaggregation_mode,
        "of a node that only reads prompts, or only decodes", Words{{"null", "prefill", "decode"}}},
-      {kCompile, kKernelGroup, "--cache-dir", &settings.compile.cache_dir,
-       "where to put them; default: $XDG_CACHE_HOME/plait/kernels or ~/.cache/plait/kernels", kAnything},
+      {kServe | kGenerate | kCompile, kKernelGroup, "--kernel-cache-dir,--cache-dir", &engine.kernel_cache_dir,
+       "where compiled ones are kept; default: $XDG_CACHE_HOME/plait/kernels, else ~/.cache/plait/kernels", kAnything},
       {kPlan, kPlanGroup, "--json", &plan.json, "print JSON", kAnything},
       {kPlan, kPlanGroup, "--svg", &plan.svg, "also draw the plan into this file", kAnything},
   };
@@ -95,7 +96,7 @@ Status interpret_parallel(const FlagWords& words, Settings& settings) {
   if (words.load_balance_method == "round_robin") balance = LoadBalance::kRoundRobin;
   if (words.load_balance_method == "total_tokens") balance = LoadBalance::kTotalTokens;
   settings.plan.decode = words.plan_step == "decode";
-  PLAIT_ASSIGN_OR_RETURN(settings.plan.disaggregation_mode, parse_disaggregation_mode(words.disaggregation_mode));
+  PLAIT_ASSIGN_OR_RETURN(settings.serve.engine.disaggregation, parse_disaggregation_mode(words.disaggregation_mode));
   return {};
 }
 

@@ -100,7 +100,7 @@ std::string to_json(const ManifestQuestion& question, const std::vector<RankKern
 Status print_kernels(const PlannedModel& model, const Settings& settings) {
   const PlanOptions& plan = settings.plan;
   if (!plan.svg.empty()) return invalid("--svg draws what ranks exchange; leave --kernels out, or --svg");
-  PLAIT_ASSIGN_OR_RETURN(const ManifestQuestion question, manifest_question(model, settings));
+  PLAIT_ASSIGN_OR_RETURN(const ManifestQuestion question, kernel_question(model, settings));
   PLAIT_ASSIGN_OR_RETURN(const std::vector<RankKernels> all, kernels_of_ranks(model.config, question));
   fmt::print("{}{}", plan.json ? to_json(question, all) : to_text(question, all), plan.json ? "\n" : "");
   return {};

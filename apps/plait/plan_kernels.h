@@ -5,7 +5,7 @@
 
 namespace plait::app {
 
-// Errors: those of manifest_question and kernels_of_ranks.
+// Errors: those of kernel_question and kernels_of_ranks.
 Status print_kernels(const PlannedModel& model, const Settings& settings);
 
 }  // namespace plait::app

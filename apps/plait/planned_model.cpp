@@ -20,15 +20,11 @@ Result<PlannedModel> plan_model(const Settings& settings) {
   return PlannedModel{std::move(config), verdict.config};
 }
 
-Result<ManifestQuestion> manifest_question(const PlannedModel& model, const Settings& settings) {
-  const PlanOptions& plan = settings.plan;
-  ManifestQuestion question{.parallel = model.parallel, .architecture = plan.architecture};
-  auto device = cuda::find_device(plan.device);
+Result<ManifestQuestion> kernel_question(const PlannedModel& model, const Settings& settings) {
+  auto device = cuda::find_device(settings.plan.device);
   if (device.has_error()) return std::move(device).error().within("--device");
-  question.device = std::move(*device);
-  question.limits.max_running_requests = settings.engine().max_running_requests;
-  question.limits.chunked_prefill_tokens = settings.engine().chunked_prefill_tokens;
-  question.limits.mode = plan.disaggregation_mode;
+  ManifestQuestion question = manifest_question(settings.engine(), model.parallel, *std::move(device));
+  question.architecture = settings.plan.architecture;
   return question;
 }
 

@@ -17,7 +17,7 @@ struct PlannedModel {
 // not go together.
 Result<PlannedModel> plan_model(const Settings& settings);
 
-// kInvalid: a device that is not known.
-Result<ManifestQuestion> manifest_question(const PlannedModel& model, const Settings& settings);
+// For --device and --arch. kInvalid: a device that is not known.
+Result<ManifestQuestion> kernel_question(const PlannedModel& model, const Settings& settings);
 
 }  // namespace plait::app

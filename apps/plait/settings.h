@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "bench/bench.h"
-#include "engine/rank_calls.h"
 #include "server/serve.h"
 #include "topology/parallel_config.h"
 
@@ -33,11 +32,6 @@ struct PlanOptions {
   bool kernels = false;  // instead of the exchange
   std::string device = "h200";
   std::string architecture = "sm_90a";
-  DisaggregationMode disaggregation_mode = DisaggregationMode::kNull;
-};
-
-struct CompileOptions {
-  std::string cache_dir;  // empty: the user's
 };
 
 struct Settings {
@@ -46,8 +40,7 @@ struct Settings {
   GenerateOptions generate;
   CheckOptions check;
   BenchOptions bench;
-  PlanOptions plan;  // its device, architecture and disaggregation mode are for `compile`, too
-  CompileOptions compile;
+  PlanOptions plan;  // its device and architecture are for `compile`, too
 
   const EngineOptions& engine() const { return serve.engine; }
 };

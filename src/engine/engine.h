@@ -56,6 +56,7 @@ struct EngineOptions {
   bool keep_routed_experts = false;       // --enable-return-routed-experts: beside the KV cache, for all requests
   bool overlap = true;                    // steps may be launched while others run; --disable-overlap-schedule
   DisaggregationMode disaggregation = DisaggregationMode::kNull;
+  std::string kernel_cache_dir;  // --kernel-cache-dir; empty: the user's (jit/cache.h)
   ParallelConfig parallel;
   HostsOptions hosts;
 };

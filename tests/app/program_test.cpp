@@ -237,7 +237,7 @@ TEST(Program, CompilesTheKernelsOfAPlanIntoACache) {
   std::filesystem::copy_file(kDemo + "/config.json", folder / "model/config.json");
   const std::string flags = " --model-path " + (folder / "model").string() +
                             " --max-running-requests 1 --chunked-prefill-size 8 --disaggregation-mode decode";
-  const std::string cache = " --cache-dir " + (folder / "cache").string();
+  const std::string cache = " --kernel-cache-dir " + (folder / "cache").string();
   const Outcome plan = plait("plan --kernels --json" + flags);
   ASSERT_EQ(plan.status, 0) << plan.error;
   const auto kernels = boost::json::parse(plan.out).at("kernels").to_number<size_t>();
@@ -256,9 +256,10 @@ TEST(Program, CompilesTheKernelsOfAPlanIntoACache) {
   EXPECT_THAT(warm.out, HasSubstr(fmt::format(": {} were there, 0 were built in ", kernels)));
 
   std::ofstream(folder / "file") << "no directory";
-  const Outcome refused = plait("compile" + flags + " --cache-dir " + (folder / "file/cache").string());
+  const Outcome refused = plait("compile" + flags + " --kernel-cache-dir " + (folder / "file/cache").string());
   EXPECT_EQ(refused.status, 1);
-  EXPECT_THAT(refused.error, HasSubstr("--cache-dir " + (folder / "file/cache").string() + " cannot be written"));
+  EXPECT_THAT(refused.error,
+              HasSubstr("--kernel-cache-dir " + (folder / "file/cache").string() + " cannot be written"));
   EXPECT_THAT(plait("compile" + cache).error, HasSubstr("--model-path is missing"));
   std::filesystem::remove_all(folder);
 }

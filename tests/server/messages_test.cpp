@@ -99,6 +99,7 @@ TEST(Messages, OptionsSurviveTheWire) {
   sent.engine.model_path = "models/demo";
   sent.engine.config_overrides = {{"num_hidden_layers", 2}};
   sent.engine.mem_fraction_static = 0.25;
+  sent.engine.kernel_cache_dir = "/var/cache/kernels";
   sent.engine.memory_bytes = size_t{5} << 30;
   sent.log_name = "engine 3";
   sent.scheduler.policy = SchedulePolicy::kPriority;
@@ -107,6 +108,7 @@ TEST(Messages, OptionsSurviveTheWire) {
   EXPECT_EQ(got.engine.config_overrides, sent.engine.config_overrides);
   EXPECT_EQ(got.scheduler.policy, SchedulePolicy::kPriority);
   EXPECT_EQ(got.engine.memory_bytes, size_t{5} << 30);
+  EXPECT_EQ(got.engine.kernel_cache_dir, sent.engine.kernel_cache_dir);
   EXPECT_EQ(got.log_name, "engine 3");
   EXPECT_EQ(encode(got).value(), encode(sent).value());
 }

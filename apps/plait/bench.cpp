@@ -8,7 +8,7 @@
 #include "bench/server_bench.h"
 #include "checkpoint/checkpoint.h"
 #include "command.h"
-#include "jit/cache.h"
+#include "engine/kernel_build.h"
 #include "model/model_facts.h"
 #include "topology/rules.h"
 
@@ -58,7 +58,7 @@ Result<ModelConfig> config_of(const EngineOptions& options) {
 }
 
 // The kernels of the model that was asked for, in its layout.
-Result<KernelQuestion> kernel_question(const Settings& settings) {
+Result<KernelQuestion> measured_kernels(const Settings& settings) {
   const EngineOptions& options = settings.engine();
   const bool built_in = options.model_path.empty();
   ParallelConfig parallel = options.parallel;
@@ -69,22 +69,19 @@ Result<KernelQuestion> kernel_question(const Settings& settings) {
   PLAIT_RETURN_IF_ERROR(verdict.status());
 
   // Only the calls of its ranks count: which device the question names does not matter.
-  ManifestQuestion manifest{.parallel = verdict.config, .device = cuda::known_devices().front()};
-  manifest.limits.max_running_requests = options.max_running_requests;
-  manifest.limits.chunked_prefill_tokens = options.chunked_prefill_tokens;
-  manifest.limits.mode = settings.plan.disaggregation_mode;
+  const ManifestQuestion manifest = manifest_question(options, verdict.config, cuda::known_devices().front());
   KernelQuestion question;
   PLAIT_ASSIGN_OR_RETURN(question.ranks, kernels_of_ranks(config, manifest));
   question.model = fmt::format("{}, {}", built_in ? "DeepSeek-V3" : options.model_path, to_flags(verdict.config));
-  question.kernel_table = settings.kernel_choice.table;
-  question.deterministic = settings.kernel_choice.deterministic;
-  question.cache_directory = jit::default_cache_directory();
+  question.kernel_table = options.kernel_table;
+  question.deterministic = options.deterministic_kernels;
+  question.cache_directory = kernel_cache_directory(options);
   return question;
 }
 
 Status bench(const Settings& settings) {
   if (settings.bench.kernels || settings.bench.tune) {
-    PLAIT_ASSIGN_OR_RETURN(const KernelQuestion question, kernel_question(settings));
+    PLAIT_ASSIGN_OR_RETURN(const KernelQuestion question, measured_kernels(settings));
     return settings.bench.tune ? tune_kernels(question, settings.bench) : bench_kernels(question, settings.bench);
   }
   if (settings.bench.parallel) return bench_parallel(settings.engine(), settings.bench);

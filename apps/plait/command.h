@@ -14,5 +14,6 @@ int run_generate(const Settings& settings);
 int run_bench(const Settings& settings);
 int run_check(const Settings& settings);
 int run_plan(const Settings& settings);
+int run_compile(const Settings& settings);
 
 }  // namespace plait::app

@@ -179,6 +179,7 @@ Status check_needs(Command command, const Settings& settings) {
   if ((command == kServe || command == kGenerate) && !has_model) {
     return invalid("--model-path is missing: a checkpoint folder or a hub id");
   }
+  if (command == kCompile && !has_model) return invalid("--model-path is missing: the model to build kernels for");
   if (command == kPlan && !has_model) return invalid("--model-path is missing: the model to plan for");
   if (command == kCheck && !has_model && !settings.check.environment) {
     return invalid("--model-path is missing: the checkpoint to check");

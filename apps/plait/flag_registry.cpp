@@ -4,7 +4,7 @@ namespace plait::app {
 namespace {
 
 constexpr int64_t kMostTokens = int64_t{1} << 31;
-constexpr Commands kConfigCommands = kServe | kGenerate | kBench | kCheck | kPlan;
+constexpr Commands kConfigCommands = kServe | kGenerate | kBench | kCheck | kPlan | kCompile;
 constexpr Commands kEngineCommands = kServe | kGenerate | kBench | kCheck;
 constexpr Commands kModelCommands = kServe | kGenerate | kCheck;
 
@@ -108,13 +108,13 @@ std::vector<Flag> flag_registry(Settings& settings, FlagWords& words) {
        "tokens in the KV cache; 0: from memory", IntegerRange{0, int64_t{1} << 40}},
       {kEngineCommands, kMemoryGroup, "--page-size", &engine.page_tokens, "tokens in a page of KV cache",
        IntegerRange{1, 4096}},
-      {kServe | kCheck | kPlan | kBench, kMemoryGroup, "--max-running-requests", &engine.max_running_requests,
-       "requests in one step at most", IntegerRange{1, 1 << 20}},
+      {kServe | kCheck | kPlan | kCompile | kBench, kMemoryGroup, "--max-running-requests",
+       &engine.max_running_requests, "requests in one step at most", IntegerRange{1, 1 << 20}},
       {kServe, kMemoryGroup, "--max-queued-requests", &scheduler.max_queued_requests,
        "requests beyond --max-running-requests that may wait; more are refused with 503; 0: no limit",
        IntegerRange{0, kMostTokens}},
-      {kModelCommands | kPlan | kBench, kMemoryGroup, "--chunked-prefill-size", &engine.chunked_prefill_tokens,
-       "prompt tokens in one step at most", IntegerRange{1, 1 << 20}},
+      {kModelCommands | kPlan | kCompile | kBench, kMemoryGroup, "--chunked-prefill-size",
+       &engine.chunked_prefill_tokens, "prompt tokens in one step at most", IntegerRange{1, 1 << 20}},
       {kServe, kMemoryGroup, "--disable-radix-cache", &words.disable_radix_cache,
        "do not reuse the KV cache of shared prompt prefixes", kAnything},
       {kServe | kCheck, kMemoryGroup, "--enable-return-routed-experts", &engine.keep_routed_experts,
@@ -139,7 +139,7 @@ std::vector<Flag> flag_registry(Settings& settings, FlagWords& words) {
       {kServe, kFaultGroup, "--max-body-bytes", &serve.max_body_bytes, "largest request body",
        IntegerRange{1024, int64_t{1} << 32}},
 
-      {kEngineCommands, kMachineGroup, "--threads", &engine.threads,
+      {kEngineCommands | kCompile, kMachineGroup, "--threads", &engine.threads,
        "threads of all ranks and replicas together; 0: one per usable core", IntegerRange{0, 4096}},
       {kModelCommands, kMachineGroup, "--kernels", &words.kernels,
        "fast: SIMD for this machine; reference: plain loops in float32", Words{{"fast", "reference"}}},

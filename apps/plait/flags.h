@@ -15,7 +15,7 @@
 
 namespace plait::app {
 
-enum Command : unsigned { kServe = 1, kGenerate = 2, kBench = 4, kCheck = 8, kPlan = 16 };
+enum Command : unsigned { kServe = 1, kGenerate = 2, kBench = 4, kCheck = 8, kPlan = 16, kCompile = 32 };
 using Commands = unsigned;  // set of Command
 
 struct IntegerRange {

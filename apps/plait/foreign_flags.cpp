@@ -18,6 +18,10 @@ struct ForeignFlag {
 constexpr std::string_view kNoReplicas = "this version of plait does not replicate experts";
 constexpr std::string_view kNoBatchOverlap = "this version of plait does not overlap batches";
 constexpr std::string_view kNoSpeculation = "this version of plait does not speculate";
+constexpr std::string_view kNoTransfer =
+    "a KV cache does not travel between engines yet, so each one reads its prompts and decodes; plait plan --kernels "
+    "and "
+    "plait compile know the roles";
 constexpr std::string_view kNoEffectOnCpu = "it concerns GPUs and has no effect on a CPU rank";
 
 constexpr ForeignFlag kForeignFlags[] = {
@@ -32,7 +36,7 @@ constexpr ForeignFlag kForeignFlags[] = {
     {"--speculative-num-steps", true, false, "0", kNoSpeculation},
     {"--speculative-eagle-topk", true, false, "0", kNoSpeculation},
     {"--speculative-num-draft-tokens", true, false, "0", kNoSpeculation},
-    {"--disaggregation-mode", true, false, "null", "this version of plait does not split prefill and decode"},
+    {"--disaggregation-mode", true, false, "null", kNoTransfer},
     {"--enable-two-batch-overlap", false, false, "", kNoBatchOverlap},
     {"--enable-single-batch-overlap", false, false, "", kNoBatchOverlap},
     {"--grammar-backend", true, false, "none", "constrained output is not part of this version"},
@@ -46,7 +50,6 @@ constexpr ForeignFlag kForeignFlags[] = {
     {"--cuda-graph-max-bs", true, true, "", kNoEffectOnCpu},
     {"--cuda-graph-bs", true, true, "", kNoEffectOnCpu},
     {"--disable-custom-all-reduce", false, true, "", "there is no all-reduce on one rank"},
-    {"--enable-deterministic-inference", false, true, "", "no result of a CPU rank depends on the batch"},
     {"--skip-server-warmup", false, true, "", "the engine's first step is part of its start"},
     {"--tokenizer-path", true, false, "", "the tokenizer is read from --model-path"},
     {"--revision", true, false, "main", "a hub id stands for the revision that refs/main of the cache names"},

@@ -35,6 +35,10 @@ constexpr CommandInfo kCommands[] = {
      run_check},
     {kPlan, "plan", "say where tokens are and what moves between parallel ranks, layer by layer",
      "plait plan --model-path models/demo --tp-size 4 --dp-size 2 --enable-dp-attention --svg plan.svg", run_plan},
+    {kCompile, "compile",
+     "build the GPU kernels that a model needs into a cache; needs config.json, no weights, no GPU",
+     "plait compile --model-path DIR --arch sm_90a --tp-size 8 --ep-size 8 --kernel-cache-dir /var/cache/plait",
+     run_compile},
 };
 
 std::string overview() {

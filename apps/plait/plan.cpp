@@ -1,13 +1,12 @@
 #include <cstdio>
 #include <fstream>
 
-#include "checkpoint/checkpoint.h"
-#include "checkpoint/model_config.h"
 #include "command.h"
 #include "layout/plan_print.h"
 #include "layout/planner.h"
 #include "model/model_facts.h"
 #include "plan_kernels.h"
+#include "planned_model.h"
 #include "topology/rules.h"
 
 namespace plait::app {
@@ -32,17 +31,10 @@ Status write_file(const std::string& path, const std::string& text) {
 }
 
 Status plan(const Settings& settings) {
-  const EngineOptions& options = settings.engine();
-  PLAIT_ASSIGN_OR_RETURN(const std::filesystem::path folder, resolve_model_path(options.model_path));
-  PLAIT_ASSIGN_OR_RETURN(const ModelConfig config, read_model_config(folder, options.config_overrides));
-  const ModelFacts facts = model_facts(config);
-  const ParallelVerdict verdict = judge(options.parallel, &facts);
-  for (const RuleFinding& finding : verdict.findings)
-    fmt::print(stderr, "{}: {} ({})\n", finding.refused ? "refused" : "forced", finding.explanation, finding.rule);
-  if (!verdict.accepted()) return invalid("the parallel flags do not go together");
-  if (settings.plan.kernels) return print_kernels(config, verdict.config, settings);
-  PLAIT_ASSIGN_OR_RETURN(const Plan made,
-                         make_plan(Topology(verdict.config), facts, form_of(settings.plan, verdict.config)));
+  PLAIT_ASSIGN_OR_RETURN(const PlannedModel model, plan_model(settings));
+  if (settings.plan.kernels) return print_kernels(model, settings);
+  PLAIT_ASSIGN_OR_RETURN(const Plan made, make_plan(Topology(model.parallel), model_facts(model.config),
+                                                    form_of(settings.plan, model.parallel)));
   fmt::print("{}{}", settings.plan.json ? to_json(made) : to_text(made), settings.plan.json ? "\n" : "");
   return settings.plan.svg.empty() ? Status() : write_file(settings.plan.svg, to_svg(made));
 }

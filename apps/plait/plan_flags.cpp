@@ -12,10 +12,11 @@ constexpr std::monostate kAnything;
 }  // namespace
 
 void add_parallel_flags(std::vector<Flag>& flags, Settings& settings, FlagWords& words) {
-  constexpr Commands kCommands = kPlan | kCheck | kServe | kGenerate | kBench;
-  constexpr Commands kRunning = kServe | kGenerate;
-  ParallelConfig& parallel = settings.serve.engine.parallel;
-  HostsOptions& hosts = settings.serve.engine.hosts;
+  constexpr Commands kCommands = kPlan | kCompile | kCheck | kServe | kGenerate | kBench;
+  constexpr Commands kRunning = kServe | kGenerate, kKernelUsers = kRunning | kPlan | kCompile;
+  EngineOptions& engine = settings.serve.engine;
+  ParallelConfig& parallel = engine.parallel;
+  HostsOptions& hosts = engine.hosts;
   PlanOptions& plan = settings.plan;
   const std::vector<Flag> added = {
       {kCommands, kParallelGroup, "--tp-size,--tp,--tensor-parallel-size", &parallel.tp_size,
@@ -68,17 +69,20 @@ void add_parallel_flags(std::vector<Flag>& flags, Settings& settings, FlagWords&
        "rows of each data-parallel rank; 0: 2048 for prefill, 64 for decode", IntegerRange{0, 1 << 24}},
       {kPlan, kPlanGroup, "--kernels", &plan.kernels,
        "the kernels that each rank can run on a GPU, instead of what ranks exchange", kAnything},
-      {kPlan, kPlanGroup, "--device", &plan.device, "with --kernels: the GPU, h200 or another one that is known",
+      {kPlan | kCompile, kKernelGroup, "--device", &plan.device, "the GPU: h200 or another one that is known",
        kAnything},
-      {kPlan, kPlanGroup, "--arch", &plan.architecture, "with --kernels: what they are compiled for", kAnything},
-      {kPlan | kBench, kKernelGroup, "--kernel-table", &settings.kernel_choice.table,
+      {kPlan | kCompile, kKernelGroup, "--arch", &plan.architecture, "what they are compiled for", kAnything},
+      {kKernelUsers | kBench, kKernelGroup, "--kernel-table", &engine.kernel_table,
        "what was measured on the GPU, of `plait bench --tune`: a file; none: the cost model alone; auto: the file in "
        "the usual place, if there is one",
        kAnything},
-      {kPlan | kBench, kKernelGroup, "--enable-deterministic-inference", &settings.kernel_choice.deterministic,
-       "only kernels of one summing order for each product: no result depends on the batch", kAnything},
-      {kPlan | kBench, kPlanGroup, "--disaggregation-mode", &words.disaggregation_mode,
-       "with --kernels: a node that only reads prompts, or only decodes", Words{{"null", "prefill", "decode"}}},
+      {kKernelUsers | kBench, kKernelGroup, "--enable-deterministic-inference", &engine.deterministic_kernels,
+       "only kernels of one summing order for each product: no result depends on the batch (on CPUs none ever does)",
+       kAnything},
+      {kPlan | kCompile | kBench, kKernelGroup, "--disaggregation-mode", &words.disaggregation_mode,
+       "of a node that only reads prompts, or only decodes", Words{{"null", "prefill", "decode"}}},
+      {kServe | kGenerate | kCompile | kBench, kKernelGroup, "--kernel-cache-dir,--cache-dir", &engine.kernel_cache_dir,
+       "where compiled ones are kept; default: $XDG_CACHE_HOME/plait/kernels, else ~/.cache/plait/kernels", kAnything},
       {kPlan, kPlanGroup, "--json", &plan.json, "print JSON", kAnything},
       {kPlan, kPlanGroup, "--svg", &plan.svg, "also draw the plan into this file", kAnything},
   };
@@ -99,7 +103,7 @@ Status interpret_parallel(const FlagWords& words, Settings& settings) {
   if (words.load_balance_method == "round_robin") balance = LoadBalance::kRoundRobin;
   if (words.load_balance_method == "total_tokens") balance = LoadBalance::kTotalTokens;
   settings.plan.decode = words.plan_step == "decode";
-  PLAIT_ASSIGN_OR_RETURN(settings.plan.disaggregation_mode, parse_disaggregation_mode(words.disaggregation_mode));
+  PLAIT_ASSIGN_OR_RETURN(settings.serve.engine.disaggregation, parse_disaggregation_mode(words.disaggregation_mode));
   return {};
 }
 

@@ -98,19 +98,11 @@ std::string to_json(const ManifestQuestion& question, const std::vector<RankKern
 
 }  // namespace
 
-Status print_kernels(const ModelConfig& config, const ParallelConfig& parallel, const Settings& settings) {
+Status print_kernels(const PlannedModel& model, const Settings& settings) {
   const PlanOptions& plan = settings.plan;
   if (!plan.svg.empty()) return invalid("--svg draws what ranks exchange; leave --kernels out, or --svg");
-  ManifestQuestion question{.parallel = parallel, .architecture = plan.architecture};
-  auto device = cuda::find_device(plan.device);
-  if (device.has_error()) return std::move(device).error().within("--device");
-  question.device = std::move(*device);
-  PLAIT_RETURN_IF_ERROR(use_gemm_table(settings.kernel_choice.table, question.device));
-  question.device.deterministic = settings.kernel_choice.deterministic;
-  question.limits.max_running_requests = settings.engine().max_running_requests;
-  question.limits.chunked_prefill_tokens = settings.engine().chunked_prefill_tokens;
-  question.limits.mode = plan.disaggregation_mode;
-  PLAIT_ASSIGN_OR_RETURN(const std::vector<RankKernels> all, kernels_of_ranks(config, question));
+  PLAIT_ASSIGN_OR_RETURN(const ManifestQuestion question, kernel_question(model, settings));
+  PLAIT_ASSIGN_OR_RETURN(const std::vector<RankKernels> all, kernels_of_ranks(model.config, question));
   fmt::print("{}{}", plan.json ? to_json(question, all) : to_text(question, all), plan.json ? "\n" : "");
   return {};
 }

@@ -1,13 +1,11 @@
 // `plait plan --kernels`: the kernels that ranks can run, for people and as JSON.
 #pragma once
 
-#include "checkpoint/model_config.h"
-#include "settings.h"
+#include "planned_model.h"
 
 namespace plait::app {
 
-// `parallel` has passed judge() with the model's facts. Errors: kInvalid for a device that is not known, those of
-// kernels_of_ranks.
-Status print_kernels(const ModelConfig& config, const ParallelConfig& parallel, const Settings& settings);
+// Errors: those of kernel_question and kernels_of_ranks.
+Status print_kernels(const PlannedModel& model, const Settings& settings);
 
 }  // namespace plait::app

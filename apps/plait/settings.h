@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "bench/bench.h"
-#include "engine/rank_calls.h"
 #include "server/serve.h"
 #include "topology/parallel_config.h"
 
@@ -33,13 +32,6 @@ struct PlanOptions {
   bool kernels = false;  // instead of the exchange
   std::string device = "h200";
   std::string architecture = "sm_90a";
-  DisaggregationMode disaggregation_mode = DisaggregationMode::kNull;
-};
-
-// Of `plan --kernels` and of `bench`: how kernels are chosen for a device.
-struct KernelChoiceOptions {
-  std::string table = "auto";  // as use_gemm_table (kernels/cuda/gemm_table.h) takes it
-  bool deterministic = false;  // DeviceModel::deterministic
 };
 
 struct Settings {
@@ -48,8 +40,7 @@ struct Settings {
   GenerateOptions generate;
   CheckOptions check;
   BenchOptions bench;
-  PlanOptions plan;
-  KernelChoiceOptions kernel_choice;
+  PlanOptions plan;  // its device and architecture are for `compile`, too
 
   const EngineOptions& engine() const { return serve.engine; }
 };

@@ -16,7 +16,8 @@ constexpr VariableInfo kVariables[] = {
     {Variable::kHome, "HOME",
      "last: its subfolder .cache/huggingface/hub; without XDG_CACHE_HOME also .cache/plait/kernels"},
     {Variable::kRehearseKernels, "PLAIT_REHEARSE_KERNELS",
-     "JSON file of CUDA kernels that ranks without devices build while they start, to rehearse start-up"},
+     "a GPU (h200), or a file *.json of CUDA sources: kernels that ranks without devices build while they start, as "
+     "ranks on that GPU would, and never run"},
     {Variable::kRehearseDelay, "PLAIT_REHEARSE_DELAY",
      "in such a rehearsal each compile takes this many times its announced seconds longer"},
     {Variable::kNvrtc, "PLAIT_NVRTC", "libnvrtc, or a folder that has it, for compiling CUDA kernels"},

@@ -55,7 +55,8 @@ class CpuEngine : public Engine {
   CpuEngine(const EngineOptions& options, EngineSetup setup, const ManifestOfRank& manifests, StartListener* listener)
       : options_(options),
         setup_(std::move(setup)),
-        kernels_(std::make_unique<KernelBuild>(setup_.parallel.nnodes, ranks_here(), manifests)),
+        kernels_(std::make_unique<KernelBuild>(setup_.parallel.nnodes, ranks_here(), manifests,
+                                               kernel_cache_directory(options))),
         start_up_(std::make_unique<StartUp>(setup_.parallel.node_rank, setup_.parallel.node_rank * ranks_here(),
                                             ranks_here(), listener)) {}
 
@@ -428,7 +429,7 @@ std::vector<std::vector<SampledToken>> StepExecutor::collect() {
 Result<std::unique_ptr<Engine>> Engine::create(const EngineOptions& options, StartListener* listener) {
   const auto begin = std::chrono::steady_clock::now();
   PLAIT_ASSIGN_OR_RETURN(EngineSetup setup, prepare_engine(options));
-  PLAIT_ASSIGN_OR_RETURN(const ManifestOfRank manifests, rehearsed_manifests(options.disaggregation));
+  PLAIT_ASSIGN_OR_RETURN(const ManifestOfRank manifests, rehearsed_manifests({setup.config, setup.parallel, options}));
   auto engine = std::make_unique<CpuEngine>(options, std::move(setup), manifests, listener);
   PLAIT_RETURN_IF_ERROR(engine->start());
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;

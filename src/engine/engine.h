@@ -56,6 +56,9 @@ struct EngineOptions {
   bool keep_routed_experts = false;       // --enable-return-routed-experts: beside the KV cache, for all requests
   bool overlap = true;                    // steps may be launched while others run; --disable-overlap-schedule
   DisaggregationMode disaggregation = DisaggregationMode::kNull;
+  std::string kernel_cache_dir;        // --kernel-cache-dir; empty: the user's (jit/cache.h)
+  std::string kernel_table = "auto";   // --kernel-table, as use_gemm_table (kernels/cuda/gemm_table.h) takes it
+  bool deterministic_kernels = false;  // --enable-deterministic-inference: DeviceModel::deterministic
   ParallelConfig parallel;
   HostsOptions hosts;
 };

@@ -127,6 +127,7 @@ SharedSettings shared_settings(const EngineOptions& options, const EngineSetup& 
           {"--load-format", options.dummy_weights ? "dummy" : "auto"},
           {"--dtype", options.dtype},
           {"--kernels", options.implementation == kernels::Implementation::kFast ? "fast" : "reference"},
+          {"--disaggregation-mode", name_of(options.disaggregation)},
           {"--enable-return-routed-experts", options.keep_routed_experts ? "on" : "off"},
           {"--page-size", fmt::to_string(options.page_tokens)},
           {"--max-running-requests", fmt::to_string(options.max_running_requests)},

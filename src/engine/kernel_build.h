@@ -1,10 +1,11 @@
 // The kernels of a host's ranks while an engine starts: what they are, and having them built together with the other
-// hosts. CPU ranks have none, but in rehearsals (kernel_rehearsal.h).
+// hosts. CPU ranks have none, but in rehearsals (PLAIT_REHEARSE_KERNELS).
 //
 // Owns compiler, cache and farm for as long as the engine lives. Calls in their order, by one thread; stop() and
 // compiles_after_ready() by any.
 #pragma once
 
+#include <filesystem>
 #include <functional>
 #include <future>
 #include <memory>
@@ -19,19 +20,33 @@
 #include "jit/build_farm.h"
 #include "jit/cache.h"
 #include "jit/manifest.h"
+#include "kernels/cuda/device_model.h"
 
 namespace plait {
 
 class KernelLink;
 
-// A pure function, the same on every host.
-using ManifestOfRank = std::function<jit::KernelManifest(int rank)>;
-// What the environment asks for; empty: no rank has kernels.
-Result<ManifestOfRank> rehearsed_manifests(DisaggregationMode role);
+// A pure function, the same on every host. Equal ranks best share one manifest: what they have is then looked at once.
+using ManifestOfRank = std::function<std::shared_ptr<const jit::KernelManifest>(int rank)>;
+
+// An engine, as far as its kernels depend on it.
+struct KernelUser {
+  const ModelConfig& config;
+  const ParallelConfig& parallel;  // as judge() has forced it
+  const EngineOptions& options;
+};
+// If its ranks run on `device`. Errors: those of kernels_of_ranks.
+Result<ManifestOfRank> manifests_on(const cuda::DeviceModel& device, const KernelUser& user);
+// Of ranks without a device: what the environment asks for; empty: they have none.
+Result<ManifestOfRank> rehearsed_manifests(const KernelUser& user);
+
+// Where compiled kernels are kept: --kernel-cache-dir, else the user's; empty if there is neither.
+std::filesystem::path kernel_cache_directory(const EngineOptions& options);
 
 class KernelBuild {
  public:
-  KernelBuild(int hosts, int ranks_per_host, const ManifestOfRank& manifest_of);
+  // `directory`: of the cache; empty: kernels are kept in memory.
+  KernelBuild(int hosts, int ranks_per_host, const ManifestOfRank& manifest_of, std::filesystem::path directory = {});
   ~KernelBuild();
 
   bool empty() const { return kernels_ == 0; }  // no rank anywhere has kernels
@@ -57,9 +72,12 @@ class KernelBuild {
  private:
   using Loaded = Result<std::unique_ptr<jit::Compiler>>;
   Status load_compiler();
+  std::vector<std::vector<jit::KernelManifest>> of_hosts() const;
 
   size_t kernels_ = 0;
-  std::vector<std::vector<jit::KernelManifest>> of_hosts_;
+  const int ranks_per_host_;
+  std::vector<std::shared_ptr<const jit::KernelManifest>> of_ranks_;
+  const std::filesystem::path directory_;
   std::shared_ptr<comm::World> world_;
   std::unique_ptr<KernelLink> link_;  // null: one host
   bool took_part_ = false;

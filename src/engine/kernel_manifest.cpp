@@ -5,7 +5,9 @@
 #include <fmt/ranges.h>
 
 #include "engine/agreed_rows.h"
+#include "engine/engine.h"
 #include "kernels/cuda/gemm_chooser.h"
+#include "kernels/cuda/gemm_table.h"
 #include "model/model_facts.h"
 
 namespace plait {
@@ -139,6 +141,20 @@ Result<jit::KernelManifest> kernel_manifest(std::span<const RankCall> calls, con
   ManifestBuilder builder(device, architecture);
   for (const RankCall& call : calls) builder.add(call);
   return builder.take();
+}
+
+Status choose_kernels_by(const EngineOptions& options, cuda::DeviceModel& device) {
+  PLAIT_RETURN_IF_ERROR(cuda::use_gemm_table(options.kernel_table, device));
+  device.deterministic = options.deterministic_kernels;
+  return {};
+}
+
+ManifestQuestion manifest_question(const EngineOptions& options, ParallelConfig parallel, cuda::DeviceModel device) {
+  return {.parallel = std::move(parallel),
+          .limits = {.max_running_requests = options.max_running_requests,
+                     .chunked_prefill_tokens = options.chunked_prefill_tokens,
+                     .mode = options.disaggregation},
+          .device = std::move(device)};
 }
 
 Result<std::vector<RankKernels>> kernels_of_ranks(const ModelConfig& config, const ManifestQuestion& question) {

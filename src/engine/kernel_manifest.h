@@ -1,7 +1,8 @@
 // Every kernel that a rank can ever run: a pure function of the model, the parallel layout, the limits and the device.
 //
-// What start-up builds before anything runs, `plait plan --kernels` prints and `plait compile` puts into a cache. Needs
-// config.json only: no weights, no GPU, no compiler. Values; any thread.
+// What start-up builds before anything runs (kernel_build.h), `plait plan --kernels` prints and `plait compile` puts
+// into a cache: all three ask kernels_of_ranks what manifest_question makes of their flags. Needs config.json only: no
+// weights, no GPU, no compiler. Values; any thread.
 #pragma once
 
 #include <span>
@@ -14,17 +15,24 @@
 
 namespace plait {
 
+struct EngineOptions;
+
 // The kernels of `calls`, by going through everything that the chooser can answer for their row counts. kUnsupported:
 // there are no kernels for that architecture; the message names those that there are.
 Result<jit::KernelManifest> kernel_manifest(std::span<const RankCall> calls, const cuda::DeviceModel& device,
                                             const std::string& architecture);
 
 struct ManifestQuestion {
-  ParallelConfig parallel;  // has passed judge() with the model's facts
+  ParallelConfig parallel;  // as judge() has forced it with the model's facts
   CallLimits limits;
   cuda::DeviceModel device;
   std::string architecture = "sm_90a";
 };
+// As these options want a device's kernels chosen: by which table, and whether only of one summing order. Errors: those
+// of use_gemm_table.
+Status choose_kernels_by(const EngineOptions& options, cuda::DeviceModel& device);
+// That of an engine with these options, whose ranks run on `device`. `parallel`: options.parallel as judge() forced it.
+ManifestQuestion manifest_question(const EngineOptions& options, ParallelConfig parallel, cuda::DeviceModel device);
 
 // Ranks whose calls, and so kernels, are the same.
 struct RankKernels {

@@ -104,10 +104,10 @@ jit::KernelManifest KernelRehearsal::manifest_of(int rank, DisaggregationMode ro
 }
 
 std::unique_ptr<jit::Compiler> delay_compiles(std::unique_ptr<jit::Compiler> compiler, double factor,
-                                              const std::vector<jit::KernelManifest>& manifests) {
+                                              std::span<const std::shared_ptr<const jit::KernelManifest>> manifests) {
   std::map<Digest, double> seconds;
-  for (const jit::KernelManifest& manifest : manifests)
-    for (const jit::ManifestEntry& entry : manifest.kernels)
+  for (const auto& manifest : manifests)
+    for (const jit::ManifestEntry& entry : manifest->kernels)
       seconds[kernel_key(entry.source, compiler->identity())] = factor * entry.compile_seconds;
   return std::make_unique<DelayingCompiler>(std::move(compiler), std::move(seconds));
 }

@@ -1,5 +1,5 @@
-// Kernels that ranks without devices build while they start, for rehearsals and tests of start-up: see
-// PLAIT_REHEARSE_KERNELS (base/environment.h). Nothing runs them.
+// Kernels out of a file, that ranks without devices build while they start, for rehearsals and tests of start-up: see
+// PLAIT_REHEARSE_KERNELS (base/environment.h), which may also name a GPU whose kernels these are. Nothing runs them.
 //
 // The file is a JSON object: {"kernels": [{"name": "a", "text": "CUDA C++", "entry": "a", "constants": {"kN": 3},
 // "seconds": 0.2, "ranks": [0, 1], "modes": ["decode"]}]}. Without "ranks" every rank has it, without "modes" every
@@ -8,6 +8,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "engine/engine.h"
@@ -36,6 +37,6 @@ class KernelRehearsal {
 // A compiler that first sleeps `factor` times as long as a kernel's compile_seconds. Kernels that are not in the
 // manifests are compiled at once.
 std::unique_ptr<jit::Compiler> delay_compiles(std::unique_ptr<jit::Compiler> compiler, double factor,
-                                              const std::vector<jit::KernelManifest>& manifests);
+                                              std::span<const std::shared_ptr<const jit::KernelManifest>> manifests);
 
 }  // namespace plait

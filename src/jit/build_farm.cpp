@@ -131,7 +131,7 @@ struct BuildFarm::State {
 // ---- what there is to do
 
 void BuildFarm::State::list(std::span<const std::vector<KernelManifest>> of_builders) {
-  for (BuildItem& what : merge_manifests(of_builders, compiler.identity())) {
+  for (BuildItem& what : builds_of(of_builders, compiler.identity())) {
     Item& item = items.emplace_back();
     item.needed = std::ranges::binary_search(what.users, self);
     item.what = std::move(what);

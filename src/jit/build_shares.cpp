@@ -32,8 +32,8 @@ struct Load {
 
 }  // namespace
 
-std::vector<BuildItem> merge_manifests(std::span<const std::vector<KernelManifest>> of_builders,
-                                       const CompilerIdentity& compiler) {
+std::vector<BuildItem> builds_of(std::span<const std::vector<KernelManifest>> of_builders,
+                                 const CompilerIdentity& compiler) {
   std::map<Digest, BuildItem> items;
   for (size_t builder = 0; builder < of_builders.size(); ++builder) {
     for (const KernelManifest& manifest : of_builders[builder]) {

@@ -25,9 +25,9 @@ struct Builder {
   int cores = 1;  // 0: it takes no part
 };
 
-// The union by key, in the order of keys. `of_builders`: [builders] the manifests of its ranks.
-std::vector<BuildItem> merge_manifests(std::span<const std::vector<KernelManifest>> of_builders,
-                                       const CompilerIdentity& compiler);
+// What there is to build: the union by key, in the order of keys. `of_builders`: [builders] the manifests of its ranks.
+std::vector<BuildItem> builds_of(std::span<const std::vector<KernelManifest>> of_builders,
+                                 const CompilerIdentity& compiler);
 
 // [builders] indices of items, each in the order in which to build them: costliest first, each for the core that is
 // free first (longest processing time first, at most 4/3 of the best). Among equally free cores a host that runs the

@@ -7,6 +7,13 @@
 
 #include "base/environment.h"
 
+#ifdef __SANITIZE_ADDRESS__
+// libnvrtc keeps what it has allocated until the process ends; every program that may load it is told so.
+extern "C" const char* __lsan_default_suppressions() {  // NOLINT
+  return "leak:libnvrtc\n";
+}
+#endif
+
 namespace plait::jit {
 namespace {
 

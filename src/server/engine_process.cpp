@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "engine/rank_calls.h"
 #include "scheduler/scheduler.h"
 #include "server/activity_reporter.h"
 #include "server/frame_socket.h"
@@ -15,6 +16,9 @@
 
 namespace plait {
 namespace {
+
+// Else a step could have more rows of logits than there are kernels for.
+static_assert(SchedulerOptions{}.prompt_logprob_rows == CallLimits{}.prompt_logprob_rows);
 
 // How often the load is reported while there is something to report; also the resolution of the watchdog.
 constexpr int kReportMs = 500;

@@ -81,7 +81,8 @@ template <typename IO, typename M>
 void describe_engine_options(IO& io, M& m) {
   auto& [model_path, config_overrides, dummy_weights, dtype, implementation, threads, page_tokens, mem_fraction_static,
          memory_bytes, max_total_tokens, max_running_requests, chunked_prefill_tokens, context_tokens,
-         keep_routed_experts, overlap, disaggregation, parallel, hosts] = m;
+         keep_routed_experts, overlap, disaggregation, kernel_cache_dir, kernel_table, deterministic_kernels, parallel,
+         hosts] = m;
   io(model_path);
   io.json(config_overrides);
   fields(io, dummy_weights, dtype);
@@ -89,6 +90,9 @@ void describe_engine_options(IO& io, M& m) {
   fields(io, threads, page_tokens, mem_fraction_static, memory_bytes, max_total_tokens, max_running_requests,
          chunked_prefill_tokens, context_tokens, keep_routed_experts, overlap);
   io.enumerator(disaggregation, DisaggregationMode::kDecode);
+  io(kernel_cache_dir);
+  io(kernel_table);
+  io(deterministic_kernels);
   describe_parallel(io, parallel);
   describe_hosts(io, hosts);
 }

@@ -10,11 +10,12 @@
 namespace plait::app {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-constexpr Command kEveryCommand[] = {kServe, kGenerate, kBench, kCheck};
+constexpr Command kEveryCommand[] = {kServe, kGenerate, kBench, kCheck, kPlan, kCompile};
 
 std::string error_of(Command command, const std::vector<std::string>& arguments) {
   const auto parsed = parse_command_line(command, arguments);
@@ -193,6 +194,27 @@ TEST(ForeignFlags, RefusesWhatIsNotThere) {
     EXPECT_THAT(notes.error().message, HasSubstr(arguments[0].substr(0, arguments[0].find('='))));
   }
   std::printf("%zu flags of SGLang refused\n", refused.size());
+}
+
+// A node of one role is of no use before a KV cache can travel; what it would build can be listed and built.
+TEST(CommandLine, RolesAreForKernelsOnly) {
+  EXPECT_THAT(error_of(kServe, {"--model-path", "m", "--disaggregation-mode", "prefill"}),
+              AllOf(HasSubstr("--disaggregation-mode prefill is not possible"), HasSubstr("plait compile")));
+  EXPECT_EQ(parse_command_line(kServe, {"--model-path", "m", "--disaggregation-mode", "null"})->notes.size(), 1u);
+  for (const Command command : {kPlan, kCompile}) {
+    const auto parsed = parse_command_line(command, {"--model-path", "m", "--disaggregation-mode", "decode"});
+    ASSERT_TRUE(parsed.has_value()) << parsed.error().message;
+    EXPECT_EQ(parsed->settings.engine().disaggregation, DisaggregationMode::kDecode);
+  }
+}
+
+TEST(CommandLine, ServeAndCompileKeepKernelsInOnePlace) {
+  for (const Command command : {kServe, kCompile}) {
+    EXPECT_EQ(parse_command_line(command, {"--model-path", "m"})->settings.engine().kernel_cache_dir, "");
+    for (const char* name : {"--kernel-cache-dir", "--cache-dir"})
+      EXPECT_EQ(parse_command_line(command, {"--model-path", "m", name, "/k"})->settings.engine().kernel_cache_dir,
+                "/k");
+  }
 }
 
 TEST(FlagRegistry, NamesAreUniquePerCommandAndExplained) {

@@ -1,6 +1,7 @@
 // The program as people start it: exit status, standard output and standard error.
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <sys/wait.h>
 
@@ -47,7 +48,7 @@ TEST(Program, PrintsVersionAndHelp) {
   EXPECT_THAT(plait("--version").out, StartsWith("plait "));
   const Outcome overview = plait("--help");
   EXPECT_EQ(overview.status, 0);
-  for (const char* command : {"serve", "generate", "bench", "check"}) {
+  for (const char* command : {"serve", "generate", "bench", "check", "plan", "compile"}) {
     EXPECT_THAT(overview.out, HasSubstr(command));
     const Outcome help = plait(std::string(command) + " --help");
     EXPECT_EQ(help.status, 0);
@@ -246,6 +247,40 @@ TEST(Program, MeasuresKernelsOnlyOnAGpu) {
                                  HasSubstr("plait's kernels are for Hopper")));
   EXPECT_EQ(plait("bench --kernels --tune").status, 2);
   EXPECT_EQ(plait("bench --tp-size 2").status, 2);
+}
+
+// A complete cache, without weights, GPU and server: config.json is all that there is of the model.
+TEST(Program, CompilesTheKernelsOfAPlanIntoACache) {
+  const std::filesystem::path folder = testing::TempDir() + fmt::format("compile-{}", getpid());
+  std::filesystem::create_directories(folder / "model");
+  std::filesystem::copy_file(kDemo + "/config.json", folder / "model/config.json");
+  const std::string flags = " --model-path " + (folder / "model").string() +
+                            " --max-running-requests 1 --chunked-prefill-size 8 --disaggregation-mode decode";
+  const std::string cache = " --kernel-cache-dir " + (folder / "cache").string();
+  const Outcome plan = plait("plan --kernels --json" + flags);
+  ASSERT_EQ(plan.status, 0) << plan.error;
+  const auto kernels = boost::json::parse(plan.out).at("kernels").to_number<size_t>();
+
+  const Outcome cold = plait("compile" + flags + cache);
+  if (cold.status != 0 && std::getenv("PLAIT_REQUIRE_NVRTC") == nullptr) {
+    EXPECT_THAT(cold.error, HasSubstr("libnvrtc"));
+    GTEST_SKIP() << "SKIPPED: " << cold.error;
+  }
+  ASSERT_EQ(cold.status, 0) << cold.error;
+  EXPECT_THAT(cold.out, StartsWith(fmt::format("{} kernels for sm_90a are in ", kernels)));
+  EXPECT_THAT(cold.out, HasSubstr(fmt::format(": 0 were there, {} were built in ", kernels)));
+  const auto entries = std::filesystem::directory_iterator(folder / "cache");
+  EXPECT_EQ(static_cast<size_t>(std::distance(begin(entries), end(entries))), kernels);
+  const Outcome warm = plait("compile" + flags + cache);
+  EXPECT_THAT(warm.out, HasSubstr(fmt::format(": {} were there, 0 were built in ", kernels)));
+
+  std::ofstream(folder / "file") << "no directory";
+  const Outcome refused = plait("compile" + flags + " --kernel-cache-dir " + (folder / "file/cache").string());
+  EXPECT_EQ(refused.status, 1);
+  EXPECT_THAT(refused.error,
+              HasSubstr("--kernel-cache-dir " + (folder / "file/cache").string() + " cannot be written"));
+  EXPECT_THAT(plait("compile" + cache).error, HasSubstr("--model-path is missing"));
+  std::filesystem::remove_all(folder);
 }
 
 TEST(Program, SaysWhyParallelFlagsDoNotGoTogether) {

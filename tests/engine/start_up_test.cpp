@@ -186,9 +186,14 @@ class Rehearsal : public ::testing::Test {
     std::ofstream(folder_ / "kernels.json") << json;
     ::setenv("PLAIT_REHEARSE_KERNELS", (folder_ / "kernels.json").c_str(), 1);
   }
+  static Result<ManifestOfRank> manifests(DisaggregationMode role) {
+    const EngineOptions options{.disaggregation = role};
+    return rehearsed_manifests({ModelConfig{}, options.parallel, options});
+  }
   static std::vector<std::string> names(const ManifestOfRank& manifests, int rank) {
     std::vector<std::string> names;
-    for (const jit::ManifestEntry& entry : manifests(rank).kernels) names.push_back(entry.source.name);
+    const auto manifest = manifests(rank);
+    for (const jit::ManifestEntry& entry : manifest->kernels) names.push_back(entry.source.name);
     return names;
   }
 
@@ -202,14 +207,14 @@ constexpr const char* kThreeKernels = R"({"kernels": [
 
 TEST_F(Rehearsal, ARoleNeverBuildsTheOtherOnesKernels) {
   write(kThreeKernels);
-  const ManifestOfRank all = rehearsed_manifests(DisaggregationMode::kNull).value();
+  const ManifestOfRank all = manifests(DisaggregationMode::kNull).value();
   EXPECT_THAT(names(all, 0), ElementsAre("prompts", "tokens"));
   EXPECT_THAT(names(all, 1), ElementsAre("both", "prompts", "tokens"));
-  const ManifestOfRank prefill = rehearsed_manifests(DisaggregationMode::kPrefill).value();
+  const ManifestOfRank prefill = manifests(DisaggregationMode::kPrefill).value();
   EXPECT_THAT(names(prefill, 1), ElementsAre("both", "prompts"));
-  const ManifestOfRank decode = rehearsed_manifests(DisaggregationMode::kDecode).value();
+  const ManifestOfRank decode = manifests(DisaggregationMode::kDecode).value();
   EXPECT_THAT(names(decode, 3), ElementsAre("both", "tokens"));
-  EXPECT_EQ(decode(3).kernels[1].source.constants.at("kRows"), 64);
+  EXPECT_EQ(decode(3)->kernels[1].source.constants.at("kRows"), 64);
   // Hosts that differ must not meet.
   EXPECT_NE(KernelBuild(2, 2, prefill).digest(), KernelBuild(2, 2, decode).digest());
   EXPECT_EQ(KernelBuild(2, 2, prefill).digest(), KernelBuild(2, 2, prefill).digest());
@@ -227,10 +232,10 @@ TEST_F(Rehearsal, SaysWhatIsWrongInItsFile) {
   };
   for (const auto& [json, expected] : broken) {
     write(json);
-    const auto manifests = rehearsed_manifests(DisaggregationMode::kNull);
-    ASSERT_TRUE(manifests.has_error()) << json;
-    EXPECT_THAT(manifests.error().message, HasSubstr(expected));
-    EXPECT_THAT(manifests.error().message, HasSubstr("PLAIT_REHEARSE_KERNELS"));
+    const auto refused = manifests(DisaggregationMode::kNull);
+    ASSERT_TRUE(refused.has_error()) << json;
+    EXPECT_THAT(refused.error().message, HasSubstr(expected));
+    EXPECT_THAT(refused.error().message, HasSubstr("PLAIT_REHEARSE_KERNELS"));
   }
 }
 

@@ -1,5 +1,5 @@
 """Start-up of real clusters that rehearse building CUDA kernels (PLAIT_REHEARSE_KERNELS): hosts of different speed,
-stages with different kernels, lost hosts, broken kernels, warm caches and restarts.
+stages with different kernels, lost hosts, broken kernels, warm caches and restarts; and the kernels of a model itself.
 
 The kernels are compiled by NVRTC and never run. Compiles are made longer by sleeping, so that cores don't matter.
 """
@@ -15,7 +15,7 @@ import time
 import pytest
 
 from cluster import Cluster
-from harness import Server, note, wait_until
+from harness import DEMO_MODEL, Server, note, wait_until
 from test_parallel import MODEL
 
 LIMIT_SECONDS = 1  # --collective-timeout
@@ -239,3 +239,62 @@ def test_a_rehearsal_that_is_wrong_is_refused_by_name(plait, tmp_path):
     ended = subprocess.run(command, env=variables, capture_output=True, timeout=30)
     assert ended.returncode == 1
     assert b"PLAIT_REHEARSE_KERNELS" in ended.stderr and b"kernels[0].seconds" in ended.stderr, ended.stderr
+
+
+def planned(plait, *flags):
+    """How many kernels all ranks need, by `plait plan --kernels`."""
+    command = [plait, "plan", "--kernels", "--json", "--model-path", DEMO_MODEL, *map(str, flags)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, timeout=30).stdout)["kernels"]
+
+
+SMALL = ["--max-running-requests", "2", "--chunked-prefill-size", "16"]
+ON_H200 = {"PLAIT_REHEARSE_KERNELS": "h200"}
+
+
+def start_with_model_kernels(plait, *flags, **variables):
+    """One server's (found, built, received), the seconds of its kernel phase, and how many kernels it says there are."""
+    environment = {**ON_H200, **variables}
+    prefix = ("env", *(f"{name}={value}" for name, value in environment.items()))
+    with Server(plait, *SMALL, *flags, program_prefix=prefix) as server:
+        reply = server.post("/generate", {"text": "a", "sampling_params": {"max_new_tokens": 4}})
+        assert reply.status_code == 200, reply.text
+        assert server.metric("plait:compiles_after_ready_total") == 0
+        (record,) = phases(server, "kernels")
+        assert record["done"] == record["total"] and record["ended"], record
+        (counts,) = built(server.log())
+        return counts, record["seconds"], record["total"]
+
+
+def test_a_models_own_kernels_are_built_once(plait, tmp_path):
+    count = planned(plait, *SMALL)
+    cold, cold_seconds, total = start_with_model_kernels(plait, "--kernel-cache-dir", tmp_path / "kernels")
+    assert total == count and cold == (0, count, 0)
+    warm, seconds, total = start_with_model_kernels(plait, "--kernel-cache-dir", tmp_path / "kernels")
+    assert total == count and warm == (count, 0, 0)
+    more = ["--max-running-requests", "64"]
+    assert planned(plait, *SMALL, *more) > count, "the limits change nothing, so the counts show nothing"
+    note(f"demo-fp8 on an h200: {count} kernels, cold {cold_seconds:.2f} s, warm {seconds:.3f} s")
+
+
+def test_a_server_finds_what_plait_compile_has_built(plait, tmp_path):
+    """Neither is told where: both keep kernels in the user's cache."""
+    layout = ["--tp-size", "2", "--dp-size", "2", "--enable-dp-attention", "--moe-a2a-backend", "a2a"]
+    command = [plait, "compile", "--model-path", DEMO_MODEL, *SMALL, *layout]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    said = subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120, text=True).stdout
+    count = planned(plait, *SMALL, *layout)
+    assert said.startswith(f"{count} kernels for sm_90a are in {tmp_path}/plait/kernels: 0 were there, "), said
+    counts, _, total = start_with_model_kernels(plait, *layout, XDG_CACHE_HOME=tmp_path)
+    assert total == count and counts == (count, 0, 0)
+
+
+def test_stages_on_hosts_of_their_own_build_a_models_kernels_together(plait, tmp_path):
+    count = planned(plait, *SMALL, "--pp-size", 2)
+    hosts = {host: {**ON_H200, "XDG_CACHE_HOME": tmp_path / str(host)} for host in range(2)}
+    with Cluster(plait, 2, *SMALL, "--pp-size", 2, model=DEMO_MODEL, environment_of=hosts) as cluster:
+        records = phases(cluster.first, "kernels")
+        assert [record["total"] for record in records] == [count, count], records
+        shares = [built(log)[0] for log in (cluster.first.log(), cluster.others[0].log())]
+        assert cluster.first.metric("plait:compiles_after_ready_total") == 0
+    assert all(share[1] > 0 for share in shares) and sum(share[1] for share in shares) >= count, shares
+    note(f"two stages on two hosts, {count} kernels: built {shares[0][1]} and {shares[1][1]}")

@@ -141,13 +141,13 @@ TEST(BuildShares, DoNotDependOnTheOrderOfTheManifests) {
           rank.kernels.push_back({numbered_source(number), (number % 7) / 3.0, {}});
         }
     }
-    const auto items = merge_manifests(of_builders, kCompiler);
+    const auto items = builds_of(of_builders, kCompiler);
     auto shuffled = of_builders;
     for (auto& ranks : shuffled) {
       for (KernelManifest& rank : ranks) std::ranges::shuffle(rank.kernels, random);
       std::ranges::shuffle(ranks, random);
     }
-    const auto same_items = merge_manifests(shuffled, kCompiler);
+    const auto same_items = builds_of(shuffled, kCompiler);
     ASSERT_EQ(items.size(), same_items.size());
     for (size_t item = 0; item < items.size(); ++item) {
       EXPECT_EQ(items[item].key, same_items[item].key);
@@ -168,7 +168,7 @@ TEST(BuildShares, KernelsOfEqualCostStayWhereTheyAreNeeded) {
     for (int i = 0; i < 2; ++i) manifest.kernels.push_back({numbered_source(10 * builder + i), 1.0, {}});
     of_builders[static_cast<size_t>(builder)].push_back(manifest);
   }
-  const auto items = merge_manifests(of_builders, kCompiler);
+  const auto items = builds_of(of_builders, kCompiler);
   const std::vector<Builder> builders{{2}, {2}, {2}};
   const auto shares = share_builds(items, builders);
   for (int builder = 0; builder < 3; ++builder)

@@ -16,11 +16,6 @@
 #include "tests/jit/folder.h"
 #include "tests/jit/kernels.h"
 
-// NVRTC keeps what it has allocated until the process ends.
-extern "C" const char* __lsan_default_suppressions() {  // NOLINT
-  return "leak:libnvrtc\n";
-}
-
 namespace plait::jit {
 namespace {
 

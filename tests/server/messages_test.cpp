@@ -99,6 +99,9 @@ TEST(Messages, OptionsSurviveTheWire) {
   sent.engine.model_path = "models/demo";
   sent.engine.config_overrides = {{"num_hidden_layers", 2}};
   sent.engine.mem_fraction_static = 0.25;
+  sent.engine.kernel_cache_dir = "/var/cache/kernels";
+  sent.engine.kernel_table = "none";
+  sent.engine.deterministic_kernels = true;
   sent.engine.memory_bytes = size_t{5} << 30;
   sent.log_name = "engine 3";
   sent.scheduler.policy = SchedulePolicy::kPriority;
@@ -107,6 +110,9 @@ TEST(Messages, OptionsSurviveTheWire) {
   EXPECT_EQ(got.engine.config_overrides, sent.engine.config_overrides);
   EXPECT_EQ(got.scheduler.policy, SchedulePolicy::kPriority);
   EXPECT_EQ(got.engine.memory_bytes, size_t{5} << 30);
+  EXPECT_EQ(got.engine.kernel_cache_dir, sent.engine.kernel_cache_dir);
+  EXPECT_EQ(got.engine.kernel_table, "none");
+  EXPECT_TRUE(got.engine.deterministic_kernels);
   EXPECT_EQ(got.log_name, "engine 3");
   EXPECT_EQ(encode(got).value(), encode(sent).value());
 }

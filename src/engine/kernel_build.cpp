@@ -6,6 +6,8 @@
 #include <set>
 #include <span>
 
+#include <fmt/ranges.h>
+
 #include "base/environment.h"
 #include "base/log.h"
 #include "base/sha256.h"
@@ -103,7 +105,9 @@ std::string KernelBuild::digest() const {
   for (const auto& manifest : of_ranks_) {
     std::string& digest = known[manifest.get()];
     if (digest.empty()) {
-      for (const jit::ManifestEntry& entry : manifest->kernels) digest += to_hex(kernel_key(entry.source, {}));
+      // For which rows a kernel is called, too: ranks that put one result together must not choose differently.
+      for (const jit::ManifestEntry& entry : manifest->kernels)
+        digest += fmt::format("{} {}\n", to_hex(kernel_key(entry.source, {})), fmt::join(entry.calls, ", "));
       digest = to_hex(sha256(digest));
     }
     all += digest;

@@ -60,6 +60,16 @@ bool bind(void* library, const char* name, Function*& function) {
   return function != nullptr;
 }
 
+// libnvrtc opens its built-in functions by their name alone, and the loader does not look beside it. What is loaded
+// already is found by its name, so they are loaded first; where they lie elsewhere the loader has to know them.
+void load_builtins(const NvrtcLibrary& nvrtc) {
+  int major = 0, minor = 0;
+  if (nvrtc.version(&major, &minor) != 0) return;
+  const fs::path builtins =
+      fs::path(nvrtc.path).parent_path() / fmt::format("libnvrtc-builtins.so.{}.{}", major, minor);
+  dlopen(builtins.c_str(), RTLD_NOW | RTLD_LOCAL);
+}
+
 Result<NvrtcLibrary> bind_all(void* library, const fs::path& file) {
   NvrtcLibrary nvrtc;
   const char* missing = nullptr;
@@ -84,6 +94,7 @@ Result<NvrtcLibrary> bind_all(void* library, const fs::path& file) {
         fmt::format("{} has no function {}: it is no libnvrtc of CUDA 12 or 13", file.string(), missing));
   Dl_info info{};
   nvrtc.path = dladdr(reinterpret_cast<void*>(nvrtc.version), &info) != 0 ? info.dli_fname : file.string();
+  load_builtins(nvrtc);
   return nvrtc;
 }
 

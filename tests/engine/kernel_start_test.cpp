@@ -134,7 +134,7 @@ TEST_F(KernelStart, BuildsExactlyThePlannedKernelsOnce) {
     const std::vector<jit::KernelSource> expected = planned(layout, role);
 
     const StartRecord cold = start(options(layout, role));
-    EXPECT_EQ(cold.done, expected.size());
+    ASSERT_EQ(cold.done, expected.size());
     EXPECT_EQ(cold.total, expected.size());
     const auto there = entries();
     EXPECT_EQ(there.size(), expected.size()) << "something else was built";

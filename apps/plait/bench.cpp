@@ -8,7 +8,6 @@
 #include "bench/server_bench.h"
 #include "checkpoint/checkpoint.h"
 #include "command.h"
-#include "engine/kernel_build.h"
 #include "model/model_facts.h"
 #include "topology/rules.h"
 
@@ -73,9 +72,7 @@ Result<KernelQuestion> measured_kernels(const Settings& settings) {
   KernelQuestion question;
   PLAIT_ASSIGN_OR_RETURN(question.ranks, kernels_of_ranks(config, manifest));
   question.model = fmt::format("{}, {}", built_in ? "DeepSeek-V3" : options.model_path, to_flags(verdict.config));
-  question.kernel_table = options.kernel_table;
-  question.deterministic = options.deterministic_kernels;
-  question.cache_directory = kernel_cache_directory(options);
+  question.options = options;
   return question;
 }
 
@@ -106,10 +103,7 @@ Status bench(const Settings& settings) {
 }  // namespace
 
 int run_bench(const Settings& settings) {
-  const Status status = bench(settings);
-  if (status.has_value()) return kExitSuccess;
-  fmt::print(stderr, "plait bench: {}\n", status.error().message);
-  return kExitFailure;
+  return exit_status("bench", bench(settings));
 }
 
 }  // namespace plait::app

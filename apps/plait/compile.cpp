@@ -60,10 +60,7 @@ Status compile(const Settings& settings) {
 }  // namespace
 
 int run_compile(const Settings& settings) {
-  const Status status = compile(settings);
-  if (status.has_value()) return kExitSuccess;
-  fmt::print(stderr, "plait compile: {}\n", status.error().message);
-  return kExitFailure;
+  return exit_status("compile", compile(settings));
 }
 
 }  // namespace plait::app

@@ -42,10 +42,7 @@ Status plan(const Settings& settings) {
 }  // namespace
 
 int run_plan(const Settings& settings) {
-  const Status status = plan(settings);
-  if (status.has_value()) return kExitSuccess;
-  fmt::print(stderr, "plait plan: {}\n", status.error().message);
-  return kExitFailure;
+  return exit_status("plan", plan(settings));
 }
 
 }  // namespace plait::app

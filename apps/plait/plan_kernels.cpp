@@ -6,7 +6,6 @@
 #include <fmt/ranges.h>
 
 #include "engine/kernel_manifest.h"
-#include "kernels/cuda/gemm_table.h"
 
 namespace plait::app {
 namespace {

@@ -90,9 +90,7 @@ void describe_engine_options(IO& io, M& m) {
   fields(io, threads, page_tokens, mem_fraction_static, memory_bytes, max_total_tokens, max_running_requests,
          chunked_prefill_tokens, context_tokens, keep_routed_experts, overlap);
   io.enumerator(disaggregation, DisaggregationMode::kDecode);
-  io(kernel_cache_dir);
-  io(kernel_table);
-  io(deterministic_kernels);
+  fields(io, kernel_cache_dir, kernel_table, deterministic_kernels);
   describe_parallel(io, parallel);
   describe_hosts(io, hosts);
 }

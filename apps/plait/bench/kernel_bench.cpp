@@ -7,6 +7,7 @@
 #include "base/units.h"
 #include "bench/kernel_machine.h"
 #include "bench/kernel_report.h"
+#include "engine/kernel_build.h"
 #include "kernels/cuda/gemm_chooser.h"
 
 namespace plait {
@@ -80,6 +81,7 @@ class KernelBench {
   Status run_product(const KernelCase& each, const GemmShape& shape, int64_t rows) {
     const std::vector<GemmKernel> kernels = kernels_of(each, shape, rows);
     if (kernels.empty()) return {};
+    const GemmKernel chosen = choose_gemm(chooser_, shape, rows);
     PLAIT_RETURN_IF_ERROR(machine_.timer->begin(shape, rows, each.room));
     KernelRow row = row_of(each, shape, rows);
     std::optional<KernelRow> best;
@@ -87,7 +89,7 @@ class KernelBench {
     for (const GemmKernel& kernel : kernels) {
       row.kernel = name_of(kernel);
       row.expected_seconds = expected_seconds(chooser_, kernel, rows);
-      row.chosen = kernel == kernels.front() && kernel == choose_gemm(chooser_, shape, rows);
+      row.chosen = kernel == chosen;
       auto seconds = machine_.timer->time(kernel);
       PLAIT_RETURN_IF_ERROR(enter(seconds, row));
       report_.row(row);
@@ -169,10 +171,9 @@ std::vector<KernelCase> cases_of(const KernelQuestion& question, const BenchOpti
 
 Status bench_kernels(const KernelQuestion& question, const BenchOptions& options) {
   const TimerOptions timing{.seed = std::random_device()()};
-  PLAIT_ASSIGN_OR_RETURN(KernelMachine machine, open_kernel_machine(question.cache_directory, timing));
+  PLAIT_ASSIGN_OR_RETURN(KernelMachine machine, open_kernel_machine(kernel_cache_directory(question.options), timing));
   cuda::DeviceModel chooser = machine.model;
-  PLAIT_RETURN_IF_ERROR(use_gemm_table(question.kernel_table, chooser));
-  chooser.deterministic = question.deterministic;
+  PLAIT_RETURN_IF_ERROR(choose_kernels_by(question.options, chooser));
 
   KernelReport report(options.format, stdout);
   report.begin({.gpu = machine.device->properties(),

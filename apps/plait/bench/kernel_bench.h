@@ -8,6 +8,7 @@
 
 #include "bench/bench.h"
 #include "bench/kernel_cases.h"
+#include "engine/engine.h"
 
 namespace plait {
 
@@ -15,9 +16,7 @@ namespace plait {
 struct KernelQuestion {
   std::vector<RankKernels> ranks;  // of the model, in its parallel layout; their calls are what counts
   std::string model;               // "DeepSeek-V3, --tp-size 8 ..."
-  std::string kernel_table = "auto";
-  bool deterministic = false;
-  std::string cache_directory;  // of compiled kernels; empty: memory only
+  EngineOptions options;           // how kernels are chosen (choose_kernels_by), and where compiled ones are kept
 };
 
 // Errors: kNotFound or kUnsupported: there is no GPU of the Hopper generation, no driver or no compiler here, and what

@@ -6,6 +6,7 @@
 
 #include <boost/json/object.hpp>
 
+#include "base/round.h"
 #include "kernels/cuda/gemm_chooser.h"
 
 namespace plait {
@@ -36,7 +37,7 @@ int64_t multiple_of(const RankCall& call) {
 std::vector<int64_t> rows_to_measure(const RankCall& call, std::span<const int64_t> wanted) {
   std::set<int64_t> rows;
   for (const int64_t count : wanted) {
-    const int64_t aligned = (count + multiple_of(call) - 1) / multiple_of(call) * multiple_of(call);
+    const int64_t aligned = round_up(count, multiple_of(call));
     if (can_come(call, count))
       rows.insert(count);
     else if (can_come(call, aligned))

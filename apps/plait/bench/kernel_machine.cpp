@@ -13,7 +13,7 @@ std::string KernelMachine::compiler_text() const {
   return fmt::format("{} {}", compiler->identity().name, compiler->identity().version);
 }
 
-Result<KernelMachine> open_kernel_machine(const std::string& cache_directory, const TimerOptions& options) {
+Result<KernelMachine> open_kernel_machine(const std::filesystem::path& cache_directory, const TimerOptions& options) {
   KernelMachine machine;
   auto device = cuda::Device::open(0);
   if (device.has_error())

@@ -1,6 +1,7 @@
 // A GPU with what is needed to time kernels on it. Belongs to the main thread.
 #pragma once
 
+#include <filesystem>
 #include <memory>
 
 #include "bench/bench.h"
@@ -20,6 +21,6 @@ struct KernelMachine {
 };
 
 // kNotFound, kUnsupported: what is missing here, and what to do.
-Result<KernelMachine> open_kernel_machine(const std::string& cache_directory, const TimerOptions& options);
+Result<KernelMachine> open_kernel_machine(const std::filesystem::path& cache_directory, const TimerOptions& options);
 
 }  // namespace plait

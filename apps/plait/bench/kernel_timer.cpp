@@ -1,10 +1,9 @@
 #include "bench/kernel_timer.h"
 
 #include <algorithm>
-#include <atomic>
-#include <thread>
 
 #include "base/round.h"
+#include "base/thread_pool.h"
 #include "kernels/cuda/gemm_chooser.h"
 
 namespace plait {
@@ -51,17 +50,11 @@ Result<std::unique_ptr<KernelTimer>> KernelTimer::create(const cuda::Device& dev
 
 Status KernelTimer::prepare(std::span<const jit::KernelSource> sources) {
   std::vector<Status> failures(sources.size());
-  std::atomic<size_t> next = 0;
-  const auto work = [&] {
-    for (size_t i = next++; i < sources.size(); i = next++) {
-      auto kernel = cache_.get_or_build(sources[i], compiler_);
-      if (kernel.has_error()) failures[i] = std::move(kernel).error();
-    }
-  };
-  {
-    std::vector<std::jthread> threads;
-    for (unsigned i = 0; i < std::max(std::thread::hardware_concurrency(), 1U); ++i) threads.emplace_back(work);
-  }
+  ThreadPool(/*threads=*/0).parallel_for(std::ssize(sources), /*grain=*/1, [&](int64_t at, int64_t, int) {
+    const auto i = static_cast<size_t>(at);
+    auto kernel = cache_.get_or_build(sources[i], compiler_);
+    if (kernel.has_error()) failures[i] = std::move(kernel).error();
+  });
   for (Status& failure : failures) PLAIT_RETURN_IF_ERROR(std::move(failure));
   return {};
 }

@@ -4,6 +4,7 @@
 #include "base/units.h"
 #include "bench/kernel_bench.h"
 #include "bench/kernel_machine.h"
+#include "engine/kernel_build.h"
 #include "kernels/cuda/gemm_tuner.h"
 
 namespace plait {
@@ -48,7 +49,7 @@ void print(const cuda::TuneReport& report, const cuda::GemmTable& table, const s
 Status tune_kernels(const KernelQuestion& question, const BenchOptions& options) {
   TimerOptions timing = kTiming;
   timing.seed = std::random_device()();
-  PLAIT_ASSIGN_OR_RETURN(KernelMachine machine, open_kernel_machine(question.cache_directory, timing));
+  PLAIT_ASSIGN_OR_RETURN(KernelMachine machine, open_kernel_machine(kernel_cache_directory(question.options), timing));
   const std::filesystem::path file =
       options.output.empty() ? default_gemm_table_file(machine.model) : std::filesystem::path(options.output);
   if (file.empty()) return invalid("--output is missing, and neither XDG_CACHE_HOME nor HOME is set");

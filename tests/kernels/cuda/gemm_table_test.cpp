@@ -14,6 +14,7 @@
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/gemm_chooser.h"
+#include "tests/jit/folder.h"
 #include "tests/support/effort.h"
 
 namespace plait::cuda {
@@ -38,22 +39,6 @@ GemmShape random_shape(std::mt19937& random) {
   if (shape.rows != GemmRows::kDense) shape.groups = static_cast<int>(any(64));
   return shape;
 }
-
-// One that is removed afterwards.
-class Folder {
- public:
-  Folder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "plait-table-XXXXXX").string();
-    path_ = ::mkdtemp(pattern.data());
-  }
-  ~Folder() { std::filesystem::remove_all(path_); }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 // Any kernels for any classes, so that hardly a choice is the model's.
 GemmTable random_table(std::mt19937& random, const std::vector<GemmShape>& shapes) {
@@ -234,7 +219,7 @@ GemmTable some_table() {
 }
 
 TEST(TableFile, ComesBackAsItWasWritten) {
-  const Folder folder;
+  const jit::Folder folder;
   const std::filesystem::path file = folder.path() / "new" / "h200.json";
   const GemmTable table = some_table();
   ASSERT_FALSE(write_gemm_table(file, table).has_error());
@@ -343,7 +328,7 @@ TEST(TableFile, ADamagedByteIsRefusedOrHarmless) {
 }
 
 TEST(TableFile, StaysAsItWasWhenItCannotBeWritten) {
-  const Folder folder;
+  const jit::Folder folder;
   const std::filesystem::path file = folder.path() / "h200.json";
   GemmTable table = some_table();
   ASSERT_FALSE(write_gemm_table(file, table).has_error());
@@ -372,7 +357,7 @@ TEST(TableFile, StaysAsItWasWhenItCannotBeWritten) {
 }
 
 TEST(TableFile, IsFoundAsTheFlagSays) {
-  const Folder folder;
+  const jit::Folder folder;
   ASSERT_EQ(setenv("XDG_CACHE_HOME", folder.path().c_str(), /*overwrite=*/1), 0);
   DeviceModel device = h200();
   ASSERT_FALSE(use_gemm_table("auto", device).has_error());

@@ -2,6 +2,7 @@
 //
 // compute-sanitizer makes programs many times slower: --gtest_filter=*Sanitizer* is a small run for it, in buffers
 // without guards.
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstring>

@@ -8,8 +8,8 @@
 // share the rows (two tiles side by side) or the weights (one below the other): each fetches half of what is shared,
 // for both.
 //
-// Constants: ROWS (kDense, kContiguous, kMasked, kBatched), ELEMENT_BYTES (1: e4m3, 2: bfloat16), RESULT_BYTES (of D; 2: bfloat16,
-// 4: float32), N, K, GROUPS, BLOCK_M (64 a warpgroup), BLOCK_N (a multiple of 16), WAVE_N (columns of one product;
+// Constants: ROWS (kDense, kContiguous, kMasked, kBatched), ELEMENT_BYTES (1: e4m3, 2: bfloat16), RESULT_BYTES (of D;
+// 2: bfloat16, 4: float32), N, K, GROUPS, BLOCK_M (64 a warpgroup), BLOCK_N (a multiple of 16), WAVE_N (columns of one product;
 // BLOCK_N if BF16), STAGES, SHARE (kNothing, kRows, kWeights), BAND (of tile rows that are walked through together),
 // SHARED_BYTES. multiply() stands before this text: it depends on WAVE_N and ELEMENT_BYTES.
 

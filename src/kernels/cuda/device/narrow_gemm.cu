@@ -6,8 +6,8 @@
 // its part, and add their sums in the order of their ranks, so results do not depend on timing. Several blocks fit on a
 // multiprocessor: together they keep enough bytes under way.
 //
-// Constants: ELEMENT_BYTES (1: e4m3, 2: bfloat16), RESULT_BYTES (of D; 2: bfloat16, 4: float32), N, K, TOKENS (a multiple of 8), SPLIT, STAGES, SHARED_BYTES.
-// multiply() stands before this text.
+// Constants: ELEMENT_BYTES (1: e4m3, 2: bfloat16), RESULT_BYTES (of D; 2: bfloat16, 4: float32), N, K, TOKENS (a
+// multiple of 8), SPLIT, STAGES, SHARED_BYTES. multiply() stands before this text.
 
 constexpr bool kScaled = ELEMENT_BYTES == 1;
 constexpr int kBlockBytes = 128;  // of K in a stage
